@@ -1,0 +1,37 @@
+# The habits of the project. Every target makes the virtual environment that it needs, and can be run again.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/ready
+
+.PHONY: digits cifar10 test slow lint format clean
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	touch $(READY)
+
+digits: $(READY)  ## the main job, on scikit-learn's digits: a few minutes on two cores
+	$(BIN)/python -m experiments.pipeline --out runs/digits
+
+cifar10: $(READY)  ## the main job on real images, from the Hugging Face hub
+	$(BIN)/python -m experiments.pipeline --config experiments/recipes/cifar10.yaml
+
+test: $(READY)  ## the ordinary tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+slow: $(READY)  ## the sweeps that the ordinary tests leave out
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,156 @@
+"""The tuples that flow through the engine: plain NamedTuples, so that they cross collectives and `torch.compile`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class View(NamedTuple):
+    """One augmented look at some samples.
+
+    Attributes:
+        x: (N, C, H, W) float images in [0, 1]; every model normalises for itself.
+        y: (N,) integer labels, or (N, classes) probabilities under mixup and CutMix.
+        index: (N,) positions in the training set.
+        draw: which augmentation was drawn. The pixels of sample i are a pure function of (seed, draw, i).
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    draw: int
+
+
+class Clock(NamedTuple):
+    """Where training stands: optimiser steps and epochs done, and of how many."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+
+
+class Batch(NamedTuple):
+    """The views of one batch (as many as the regime demands) and the clock."""
+
+    views: tuple[View, ...]
+    clock: Clock
+
+    @property
+    def x(self) -> Tensor:
+        return self.views[0].x
+
+    @property
+    def y(self) -> Tensor:
+        return self.views[0].y
+
+    @property
+    def index(self) -> Tensor:
+        return self.views[0].index
+
+
+class Outputs(NamedTuple):
+    """What a model says about one view.
+
+    Attributes:
+        logits: (N, classes).
+        embedding: (N, D) input of the classifier, where a loss needs it.
+        stages: one (N, C, H, W) map a stage, first to last, where a loss needs any; tokens come as maps.
+        extra: whatever else a teacher or regime hands on, by name.
+    """
+
+    logits: Tensor
+    embedding: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+    extra: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
+
+
+class Step(NamedTuple):
+    """The outcome of one forward pass of a regime: the loss to descend, its named unweighted parts, the logits."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss reads of a model.
+
+    Attributes:
+        embedding: the pooled embedding.
+        stages: indices of the stage maps that are read, negative ones from the end. All come where any is needed.
+        gathered: the loss relates samples to each other, so under several processes it must see the whole batch:
+            outputs and batch arrive gathered from all ranks, with gradients.
+        hard_labels: the formula has no meaning for soft labels, so mixup and CutMix are refused before training.
+    """
+
+    embedding: bool = False
+    stages: tuple[int, ...] = ()
+    gathered: bool = False
+    hard_labels: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            self.embedding or other.embedding,
+            tuple(dict.fromkeys(self.stages + other.stages)),
+            self.gathered or other.gathered,
+            self.hard_labels or other.hard_labels,
+        )
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The shapes that a model offers, known before training.
+
+    Attributes:
+        classes: number of logits.
+        embedding: D of the (N, D) embedding.
+        stages: (C, H, W) of each stage map, first to last.
+    """
+
+    classes: int
+    embedding: int
+    stages: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a regime asks of the data.
+
+    Attributes:
+        views: how many views a batch carries, each with its own draw.
+        hard_labels: labels must be integers, so mixup and CutMix are refused before training.
+    """
+
+    views: int = 1
+    hard_labels: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a data set before training.
+
+    Attributes:
+        classes, names: number and names of the classes.
+        channels, image_size: of an image; image_size is (height, width).
+        mean, std: of the training split, a value a channel, pixels in [0, 1].
+        labels: (size,) integer labels of the training split, by index.
+        soft_labels: whether batches carry (N, classes) probabilities (mixup, CutMix).
+    """
+
+    classes: int
+    names: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: Tensor = field(repr=False)
+    soft_labels: bool = False
+
+    @property
+    def size(self) -> int:
+        return len(self.labels)

@@ -1,0 +1,402 @@
+"""The one training loop: any regime, any data, any number of processes, exactly resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd.batch import Batch, Clock, Step, View
+from kd.checkpoint import Checkpoints, Tree, atomic_write
+from kd.console import progress, say
+from kd.errors import DivergedError, InputError
+from kd.evaluate import evaluate
+from kd.regimes.regime import Regime
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from kd.data import Data
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a regime is trained.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: images a process and step; the whole batch is this times the number of processes.
+        optimizer: a name of timm's optimiser factory (sgd, adamw, lamb, ...).
+        lr, momentum, weight_decay: of the optimiser. Norms and biases are not decayed.
+        scheduler: "cosine", "poly" or "multistep" of timm, or "none" for a constant rate.
+        warmup_epochs: linear warm-up of the learning rate from a hundredth of it.
+        milestones: the epochs at which "multistep" multiplies the rate by a tenth.
+        min_lr: where cosine and poly end.
+        precision: "no" (float32), "fp16" with loss scaling, or "bf16" autocast.
+        accumulate: batches whose gradients are added up before an optimiser step.
+        clip: largest norm of the gradient; None leaves it alone.
+        ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
+        channels_last: memory layout of models and images.
+        compile: run the regime through torch.compile.
+        select: keep the weights of the "best" epoch on validation, or of the "last".
+        patience: stop after this many epochs without a better one; None never does.
+        checkpoint_steps: also write a checkpoint every so many steps within an epoch; None writes one an epoch.
+        trackers: names of accelerate's trackers, beside metrics.jsonl.
+        seed: of weights drawn in training, dropout and the order of the samples.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    scheduler: Literal["cosine", "poly", "multistep", "none"] = "cosine"
+    warmup_epochs: int = 0
+    milestones: tuple[int, ...] = ()
+    min_lr: float = 0.0
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    accumulate: int = 1
+    clip: float | None = None
+    ema: float | None = None
+    channels_last: bool = False
+    compile: bool = False
+    select: Literal["best", "last"] = "best"
+    patience: int | None = None
+    checkpoint_steps: int | None = None
+    trackers: tuple[str, ...] = ("tensorboard",)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "patience", "checkpoint_steps", "lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"fit.{name}", value, "must be above 0")
+        for name in ("warmup_epochs", "weight_decay", "momentum", "min_lr"):
+            if getattr(self, name) < 0:
+                raise InputError(f"fit.{name}", getattr(self, name), "must be 0 or above")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError("fit.ema", self.ema, "must lie between 0 and 1")
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+            raise InputError("fit.warmup_epochs", self.warmup_epochs, f"must be below fit.epochs ({self.epochs})")
+
+
+@dataclass
+class History:
+    """What happened: one dict an epoch (loss and parts, top-1 of each candidate in percent, rate, seconds)."""
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = -1
+    best_top1: float = -math.inf
+    best_name: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return sum(epoch["seconds"] for epoch in self.epochs)
+
+
+def make_accelerator(config: Fit, folder: Path | None = None) -> Accelerator:
+    """An Accelerator for one fit of this configuration, in a process that may have had one for another before."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    AcceleratorState._reset_state()  # precision is global to accelerate; the process group outlives this
+    try:
+        return Accelerator(
+            mixed_precision=config.precision,
+            gradient_accumulation_steps=config.accumulate,
+            log_with=list(config.trackers) if folder and config.trackers else None,
+            project_dir=folder,
+            # DDP must not overwrite the banks of a rank with those of rank 0
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except ValueError as error:
+        field = "fit.precision" if "precision" in str(error) else "fit.trackers"
+        raise InputError(field, getattr(config, field[4:]), f"cannot be had here: {error}") from error
+
+
+def _optimizer(regime: Regime, config: Fit) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if config.optimizer not in list_optimizers():
+        known = ", ".join(list_optimizers())
+        raise InputError("fit.optimizer", config.optimizer, f"unknown; known: {known}")
+    try:
+        return create_optimizer_v2(
+            regime, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        )
+    except ValueError as error:
+        raise InputError("fit.optimizer", config.optimizer, f"cannot be had with these values: {error}") from error
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, config: Fit, steps: int) -> Any:
+    """timm's schedule, counted in optimiser steps; None for a constant rate."""
+    from timm.scheduler import create_scheduler_v2
+
+    if config.scheduler == "none":
+        return None
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        config.scheduler,
+        num_epochs=config.epochs - config.warmup_epochs,
+        decay_milestones=[epoch - config.warmup_epochs for epoch in config.milestones],
+        min_lr=config.min_lr,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=config.lr / 100,
+        warmup_prefix=True,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    return scheduler
+
+
+class _Run:
+    """Everything that a checkpoint must hold, and how it gets there and back."""
+
+    def __init__(self, regime: Regime, data: Data, config: Fit, accelerator: Accelerator, folder: Path | None) -> None:
+        self.data, self.config, self.accelerator, self.folder = data, config, accelerator, folder
+        self.regime = regime
+        self.batches = data.steps(config.batch_size * accelerator.num_processes)
+        self.steps = self.batches // config.accumulate
+        if self.steps == 0:
+            raise InputError("fit.accumulate", config.accumulate, f"an epoch has {self.batches} batches only")
+        self.optimizer = _optimizer(regime, config)
+        self.scheduler = _scheduler(self.optimizer, config, self.steps)
+        self.history = History()
+        self.best: Tree = None
+        self.epoch, self.step = 0, 0  # the step is counted over the whole run
+        self.sums: dict[str, Tensor] = {}  # of the losses of this epoch
+        self.seconds, self._since = 0.0, time.perf_counter()  # spent on this epoch
+        self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
+        if config.channels_last:
+            regime.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = torch.compile(regime) if config.compile else regime
+        self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
+        self.ema: Any = None
+        if config.ema is not None:
+            from timm.utils import ModelEmaV3
+
+            self.ema = ModelEmaV3(regime, decay=config.ema, use_warmup=True)
+
+    @property
+    def shipped(self) -> Regime:
+        """The regime whose candidates are validated and kept."""
+        return self.regime if self.ema is None else self.ema.module
+
+    def state(self) -> Tree:
+        scaler = self.accelerator.scaler
+        return {
+            "config": json.dumps(asdict(self.config)),
+            "world": self.accelerator.num_processes,
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "regime": self.regime.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "history": asdict(self.history),
+            "best": self.best,
+        }
+
+    def restore(self, state: Tree) -> None:
+        for name, now in asdict(self.config).items():
+            then = json.loads(state["config"]).get(name)
+            if then != json.loads(json.dumps(now)):
+                raise InputError(f"fit.{name}", now, f"the run at {self.folder} was started with {then}")
+        if state["world"] != self.accelerator.num_processes:
+            raise InputError(
+                "num_processes", self.accelerator.num_processes, f"the run was started on {state['world']}"
+            )
+        try:
+            self.regime.load_state_dict(state["regime"])
+        except RuntimeError as error:
+            raise InputError("checkpoint", str(self.folder), f"is of another model: {error}") from error
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.sums = {name: value.to(self.accelerator.device) for name, value in state["sums"].items()}
+        self.history, self.best = History(**state["history"]), state["best"]
+        if self.scheduler is not None:
+            self.scheduler.step_update(self.step)
+
+    def save(self) -> None:
+        if self.folder is None or self.checkpoints is None or not self.accelerator.is_main_process:
+            return
+        lines = "".join(json.dumps(epoch) + "\n" for epoch in self.history.epochs)
+        atomic_write(self.folder / "metrics.jsonl", lines)
+        self.checkpoints.save(self.step, self.state())
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+
+
+def fit(
+    regime: Regime,
+    data: Data,
+    config: Fit,
+    folder: Path | None = None,
+    accelerator: Accelerator | None = None,
+    label: str = "training",
+) -> History:
+    """Train `regime` on `data` and leave it with the weights that were selected on validation.
+
+    Args:
+        folder: checkpoints, metrics.jsonl and tracker events go here, and a run that was killed resumes from here, bit
+            for bit on one CPU process. None keeps nothing.
+        accelerator: None makes one for `config`.
+
+    Raises:
+        InputError: a field of `config` that cannot be, or a folder that holds another run.
+        DivergedError: the loss became NaN or infinite; the last good checkpoint is kept.
+    """
+    accelerator = accelerator or make_accelerator(config, folder)
+    torch.manual_seed(config.seed)
+    regime.bind(data.facts)
+    if regime.demands.hard_labels and data.facts.soft_labels:
+        raise InputError("data.augment", "mixup or cutmix", f"{type(regime).__name__} is defined for hard labels only")
+    run = _Run(regime, data, config, accelerator, folder)
+    state = run.checkpoints.latest() if run.checkpoints is not None else None
+    if state is not None:
+        run.restore(state)
+        if run.epoch < config.epochs:
+            say(f"{label}: resumes at epoch {run.epoch + 1} of {config.epochs}")
+    with _tracking(run) as track, progress(label, config.epochs * run.steps, run.step) as advance:
+        run.tick()
+        run.seconds = 0.0 if state is None else state["seconds"]
+        while run.epoch < config.epochs and not _stalled(run.history, config):
+            for _ in _epoch(run):
+                run.tick()
+                advance(1, f"epoch {run.epoch + 1}/{config.epochs}")
+                if config.checkpoint_steps and run.step % config.checkpoint_steps == 0 and run.step % run.steps:
+                    _check(run)
+                    run.save()
+            record = _close_epoch(run)
+            track(record)
+            if accelerator.is_main_process:
+                scores = " ".join(f"{name} {value:.2f}" for name, value in record.items() if name.startswith("top1"))
+                say(f"{label}: epoch {run.epoch}/{config.epochs} loss {record['loss']:.4f} {scores}")
+            run.save()
+    regime.load_state_dict(run.best)
+    return run.history
+
+
+def _stalled(history: History, config: Fit) -> bool:
+    return config.patience is not None and len(history.epochs) - 1 - history.best_epoch >= config.patience
+
+
+def _epoch(run: _Run) -> Iterator[None]:
+    """Train for the rest of the current epoch; yields after every optimiser step."""
+    config, accelerator = run.config, run.accelerator
+    world, rank = accelerator.num_processes, accelerator.process_index
+    first, last = (run.step - run.epoch * run.steps) * config.accumulate, run.steps * config.accumulate
+    batches = run.data.batches(
+        run.epoch,
+        batch_size=config.batch_size * world,
+        demands=run.regime.demands,
+        seed=config.seed,
+        rank=rank,
+        world=world,
+        start=first,
+    )
+    run.model.train()
+    for number, views in zip(range(first, last), batches, strict=False):
+        batch = Batch(_place(views, run), Clock(run.step, config.epochs * run.steps, run.epoch, config.epochs))
+        # dropout is a pure function of (seed, place in the run, rank) too: nothing of it to restore
+        torch.manual_seed(hash((config.seed, run.epoch, number, rank)) % 2**63)
+        with accelerator.accumulate(run.model):
+            with torch.no_grad(), accelerator.autocast():
+                guides = run.regime.guide(batch)
+            step: Step = run.model(batch, guides)
+            accelerator.backward(step.loss)
+            if accelerator.sync_gradients and config.clip is not None:
+                accelerator.clip_grad_norm_(run.regime.parameters(), config.clip)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        for name, value in {"loss": step.loss, **step.parts}.items():
+            run.sums[name] = run.sums.get(name, 0.0) + value.detach().double() / last
+        if not accelerator.optimizer_step_was_skipped:
+            run.regime.after_step(batch, step)
+        if not accelerator.sync_gradients:
+            continue
+        run.step += 1
+        if run.scheduler is not None:
+            run.scheduler.step_update(run.step)
+        if run.ema is not None:
+            run.ema.update(run.regime, step=run.step)
+        if run.step % 20 == 0:
+            _check(run)
+        yield
+
+
+def _place(views: tuple[View, ...], run: _Run) -> tuple[View, ...]:
+    device = run.accelerator.device
+    layout = torch.channels_last if run.config.channels_last else torch.contiguous_format
+    return tuple(
+        View(view.x.to(device).contiguous(memory_format=layout), view.y.to(device), view.index.to(device), view.draw)
+        for view in views
+    )
+
+
+def _check(run: _Run) -> None:
+    """Raise where a loss of this epoch was not finite (then their sum is not); seldom, for it waits for the device."""
+    if not torch.isfinite(run.sums["loss"]):
+        kept = f"; the last good checkpoint is kept in {run.folder}" if run.folder else ""
+        where = f"epoch {run.epoch + 1}, by step {run.step}"
+        raise DivergedError(f"the loss became NaN or infinite in {where}: lower fit.lr or set fit.clip{kept}")
+
+
+def _close_epoch(run: _Run) -> dict[str, Any]:
+    """Validate every candidate, remember the best weights, and move on to the next epoch."""
+    _check(run)
+    history, candidates = run.history, run.shipped.candidates()
+    means = run.accelerator.reduce(torch.stack(list(run.sums.values())), "mean").tolist()
+    record: dict[str, Any] = {"epoch": run.epoch, "lr": run.optimizer.param_groups[0]["lr"]}
+    record |= dict(zip(run.sums, means, strict=True))
+    scores = {name: _validate(candidate, run) for name, candidate in candidates.items()}
+    name = max(scores, key=lambda key: scores[key])
+    record["top1_val"] = scores[name]
+    record |= {f"top1_val_{key}": score for key, score in scores.items() if len(scores) > 1}
+    if scores[name] > history.best_top1 or run.config.select == "last":
+        history.best_top1, history.best_epoch, history.best_name = scores[name], run.epoch, name
+        run.best = {key: value.detach().cpu().clone() for key, value in run.shipped.state_dict().items()}
+    run.tick()
+    record["seconds"] = run.seconds
+    history.epochs.append(record)
+    run.epoch, run.sums, run.seconds = run.epoch + 1, {}, 0.0
+    return record
+
+
+def _validate(candidate: nn.Module, run: _Run) -> float:
+    accelerator = run.accelerator
+    views = run.data.evaluation("val", rank=accelerator.process_index, world=accelerator.num_processes)
+    return evaluate(candidate, (_place((view,), run)[0] for view in views)).top1
+
+
+@contextmanager
+def _tracking(run: _Run) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Hands epochs to accelerate's trackers; to none where nothing is kept."""
+    accelerator = run.accelerator
+    if run.folder is None or not run.config.trackers:
+        yield lambda record: None
+        return
+    accelerator.init_trackers("events")
+    try:
+        yield lambda record: accelerator.log(record, step=record["epoch"])
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()

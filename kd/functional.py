@@ -1,0 +1,14 @@
+"""One pure, stateless, differentiable function a method; the maths lives beside its `Loss` or `Regime`.
+
+Functions return a scalar without the method's outer weight and without cross-entropy, unless they say otherwise. Half
+inputs are computed in float32, float64 in float64. No gradient flows into an argument called `teacher`. Wrong shapes
+raise ValueError.
+"""
+
+from kd.losses.feature.fitnet import hint
+from kd.losses.relation.rkd import rkd_angle, rkd_distance
+from kd.losses.response.kd import kd
+from kd.regimes.online.dml import dml
+from kd.regimes.self_distillation.ps_kd import ps_kd_target
+
+__all__ = ["dml", "hint", "kd", "ps_kd_target", "rkd_angle", "rkd_distance"]

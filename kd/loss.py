@@ -1,0 +1,115 @@
+"""`Loss`: one method's formula with its projections. `Objective`: weighted losses, summed in one float32 island."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from kd.batch import Batch, Facts, Needs, Outputs, Ports, View
+from kd.errors import InputError
+from kd.tensors import each, widen
+
+
+class Loss(nn.Module):
+    """One distillation term: says what it `needs`, builds its projections in `bind`, computes in `forward`."""
+
+    needs: Needs = Needs()
+
+    def bind(self, student: Ports, teacher: Ports, data: Facts) -> None:
+        """Build what trains, once, from shapes. Raises InputError where the pair cannot work."""
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """The unweighted scalar loss. Gradients must not reach `teacher`."""
+        raise NotImplementedError(f"{type(self).__name__} computes no loss: override forward")
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss in an objective: `weight` rises linearly from 0 over the first `warmup` epochs."""
+
+    loss: Loss = field()
+    weight: float = 1.0
+    warmup: int = 0
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather(value: Tensor) -> Tensor:
+    """The rows of all ranks, in their order, with gradients; `value` itself where there is one process."""
+    return torch.cat(all_gather(value.contiguous())) if several() else value
+
+
+def _gather_outputs(outputs: Outputs, needs: Needs) -> Outputs:
+    wanted = {index % len(outputs.stages) for index in needs.stages} if outputs.stages else set()
+    return Outputs(
+        gather(outputs.logits),
+        gather(outputs.embedding) if needs.embedding and outputs.embedding is not None else None,
+        tuple(gather(stage) if i in wanted else stage for i, stage in enumerate(outputs.stages)),
+        {name: gather(value) for name, value in outputs.extra.items()},
+    )
+
+
+def _gather_batch(batch: Batch) -> Batch:
+    views = tuple(View(gather(v.x), gather(v.y), gather(v.index), v.draw) for v in batch.views)
+    return Batch(views, batch.clock)
+
+
+class Objective(nn.Module):
+    """A weighted sum of named losses.
+
+    Runs outside autocast on float32 (or float64) outputs. A loss whose needs are `gathered` sees the outputs of all
+    ranks: the gradient of the gather sums over ranks and DDP averages over them, so that two processes with N samples
+    give the loss and the gradients of one with 2N.
+    """
+
+    def __init__(self, terms: Mapping[str, Term]) -> None:
+        super().__init__()
+        if not terms:
+            raise InputError("objective", "{}", "needs at least one term")
+        self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
+        self.weights = {name: (term.weight, term.warmup) for name, term in terms.items()}
+
+    @property
+    def needs(self) -> Needs:
+        total = Needs()
+        for loss in self.losses.values():
+            total |= loss.needs
+        return total
+
+    def bind(self, student: Ports, teacher: Ports, data: Facts) -> None:
+        for name, loss in self.losses.items():
+            if data.soft_labels and loss.needs.hard_labels:
+                raise InputError("data.augment", "mixup or cutmix", f"{name} is defined for hard labels only")
+            for side, ports in (("student", student), ("teacher", teacher)):
+                for index in loss.needs.stages:
+                    if not -len(ports.stages) <= index < len(ports.stages):
+                        raise InputError(f"{name}.stages", index, f"the {side} has {len(ports.stages)} stages")
+            loss.bind(student, teacher, data)
+
+    def weight(self, name: str, epoch: int) -> float:
+        weight, warmup = self.weights[name]
+        return weight * min((epoch + 1) / warmup, 1.0) if warmup else weight
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(student.logits.device.type, enabled=False):
+            student, teacher = each(widen, student), each(widen, teacher)
+            whole: tuple[Outputs, Outputs, Batch] | None = None
+            parts: dict[str, Tensor] = {}
+            for name, loss in self.losses.items():
+                if loss.needs.gathered and several():
+                    if whole is None:
+                        needs = self.needs
+                        whole = _gather_outputs(student, needs), _gather_outputs(teacher, needs), _gather_batch(batch)
+                    parts[name] = loss(*whole)
+                else:
+                    parts[name] = loss(student, teacher, batch)
+            total = sum(self.weight(name, batch.clock.epoch) * part for name, part in parts.items())
+            return torch.as_tensor(total), parts  # not detached: torch.compile (2.14) would detach the total too

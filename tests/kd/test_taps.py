@@ -1,0 +1,89 @@
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from kd.batch import Needs
+from kd.errors import InputError
+from kd.taps import ports, read
+
+ALL = Needs(embedding=True, stages=(-1,))
+
+
+class Plain(nn.Module):
+    """A module without any protocol: three resolutions, functional pooling, a linear classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True))
+        self.middle = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.end = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.end(self.middle(self.stem(x)).relu()).mean((2, 3)))
+
+
+def check(model, x, classes):
+    model.eval()
+    told, outputs = ports(model, x.shape[1], tuple(x.shape[2:])), read(model, x, ALL)
+    torch.testing.assert_close(outputs.logits, model(x), rtol=1e-4, atol=1e-5)
+    assert outputs.logits.shape == (len(x), classes)
+    assert outputs.embedding.shape == (len(x), told.embedding)
+    assert [tuple(stage.shape[1:]) for stage in outputs.stages] == list(told.stages)
+    return told, outputs
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_035", "convnext_atto", "vit_tiny_patch16_224"])
+def test_timm_models_are_read_through_their_own_protocol(name):
+    size = {"img_size": 64} if name.startswith("vit") else {}
+    model = timm.create_model(name, num_classes=7, **size)
+    told, outputs = check(model, torch.rand(2, 3, 64, 64), 7)
+    head = model.get_classifier()
+    torch.testing.assert_close(head(outputs.embedding), outputs.logits)
+    assert len(told.stages) >= 4
+    outputs.stages[0].sum().backward()  # gradients reach what lies before the tap
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_a_plain_module_is_read_through_hooks():
+    model = Plain()
+    told, outputs = check(model, torch.rand(2, 3, 16, 16), 5)
+    assert told.stages == ((4, 16, 16), (6, 8, 8), (8, 4, 4))
+    torch.testing.assert_close(outputs.embedding, outputs.stages[-1].mean((2, 3)))
+    assert not any(m._forward_hooks for m in model.modules()), "hooks must not outlive the pass"
+
+
+def test_only_what_is_needed_is_read():
+    outputs = read(Plain(), torch.rand(2, 3, 16, 16), Needs())
+    assert outputs.embedding is None
+    assert outputs.stages == ()
+
+
+def test_a_copy_reads_its_own_modules():
+    model = Plain().eval()
+    ports(model, 3, (16, 16))
+    twin, x = copy.deepcopy(model), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        twin.stem[0].weight.zero_()
+    assert not torch.equal(read(twin, x, ALL).stages[0], read(model, x, ALL).stages[0])
+
+
+def test_asking_for_ports_changes_no_statistics_and_no_mode():
+    model = Plain()
+    before = copy.deepcopy(model.state_dict())
+    ports(model, 3, (16, 16))
+    assert model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_model_without_a_linear_classifier_is_refused():
+    with pytest.raises(InputError, match="no linear layer"):
+        ports(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3, (8, 8))
+
+
+def test_an_image_that_the_model_cannot_take_is_refused():
+    with pytest.raises(InputError, match=r"data\.image_size: 1x8x8"):
+        ports(Plain(), 1, (8, 8))
