@@ -20,7 +20,7 @@ class View(NamedTuple):
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # rather the field's name than tuple.index
     draw: int
 
 
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
         return self.views[0].y
 
     @property
-    def index(self) -> Tensor:
+    def index(self) -> Tensor:  # type: ignore[override]
         return self.views[0].index
 
 

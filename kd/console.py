@@ -29,4 +29,8 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, s
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total, completed=done, note="")
-        yield lambda steps=1, note="": bar.update(task, advance=steps, **({"note": note} if note else {}))
+
+        def advance(steps: int, note: str) -> None:
+            bar.update(task, advance=steps, note=note)
+
+        yield advance

@@ -128,7 +128,7 @@ def _optimizer(regime: Regime, config: Fit) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers
 
     if config.optimizer not in list_optimizers():
-        known = ", ".join(list_optimizers())
+        known = ", ".join(map(str, list_optimizers()))
         raise InputError("fit.optimizer", config.optimizer, f"unknown; known: {known}")
     try:
         return create_optimizer_v2(
@@ -178,7 +178,7 @@ class _Run:
         self.seconds, self._since = 0.0, time.perf_counter()  # spent on this epoch
         self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
         if config.channels_last:
-            regime.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            regime.to(memory_format=torch.channels_last)
         model = torch.compile(regime) if config.compile else regime
         self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
         self.ema: Any = None

@@ -77,15 +77,18 @@ class Objective(nn.Module):
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
         self.weights = {name: (term.weight, term.warmup) for name, term in terms.items()}
 
+    def named(self) -> list[tuple[str, Loss]]:
+        return [(name, loss) for name, loss in self.losses.items() if isinstance(loss, Loss)]
+
     @property
     def needs(self) -> Needs:
         total = Needs()
-        for loss in self.losses.values():
+        for _, loss in self.named():
             total |= loss.needs
         return total
 
     def bind(self, student: Ports, teacher: Ports, data: Facts) -> None:
-        for name, loss in self.losses.items():
+        for name, loss in self.named():
             if data.soft_labels and loss.needs.hard_labels:
                 raise InputError("data.augment", "mixup or cutmix", f"{name} is defined for hard labels only")
             for side, ports in (("student", student), ("teacher", teacher)):
@@ -103,7 +106,7 @@ class Objective(nn.Module):
             student, teacher = each(widen, student), each(widen, teacher)
             whole: tuple[Outputs, Outputs, Batch] | None = None
             parts: dict[str, Tensor] = {}
-            for name, loss in self.losses.items():
+            for name, loss in self.named():
                 if loss.needs.gathered and several():
                     if whole is None:
                         needs = self.needs

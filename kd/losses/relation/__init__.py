@@ -1,0 +1,1 @@
+"""Losses on how samples relate to each other."""

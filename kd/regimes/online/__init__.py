@@ -1,0 +1,1 @@
+"""Nets that train together and teach each other."""
