@@ -1,0 +1,135 @@
+"""Edits: what pruning and factorising did to a net, as plain values that repeat it without a trace and without pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.errors import InputError
+from students.classifier import Classifier
+
+LAYERS: dict[str, type[nn.Module]] = {"Conv2d": nn.Conv2d, "Linear": nn.Linear, "Identity": nn.Identity}
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Other shapes and settings for one module.
+
+    Attributes:
+        module: its path in the net, such as `layer1.0.conv1`; "" is the net itself.
+        attributes: plain attributes that it has, with their new values.
+        shapes: parameters and buffers that it has, with their new shapes.
+    """
+
+    module: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+
+    def apply(self, net: nn.Module) -> None:
+        module = _find(net, self.module)
+        for name, value in self.attributes.items():
+            if name.startswith("_") or name not in vars(module):
+                raise _refusal(self, f"{type(module).__name__} has no attribute {name}")
+            setattr(module, name, tuple(value) if isinstance(getattr(module, name), tuple) else value)
+        for name, shape in self.shapes.items():
+            old = getattr(module, name, None)
+            if not isinstance(old, Tensor):
+                raise _refusal(self, f"{type(module).__name__} has no parameter or buffer {name}")
+            new = _like(old, shape)
+            setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+@dataclass(frozen=True)
+class Replace:
+    """A row of layers in the place of one module; they are found below its path, as `layer1.0.conv1.0`.
+
+    Attributes:
+        module: its path in the net.
+        layers: for each, its "type" (Conv2d, Linear or Identity) and its keyword arguments.
+    """
+
+    module: str
+    layers: list[dict[str, Any]]
+
+    def apply(self, net: nn.Module) -> None:
+        old = _find(net, self.module)
+        place = next(old.parameters(), torch.empty(0))
+        try:
+            row = [LAYERS[layer["type"]](**{k: v for k, v in layer.items() if k != "type"}) for layer in self.layers]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _refusal(self, f"a layer cannot be made ({error!r})") from error
+        new = nn.Sequential(*row).to(place.device, place.dtype).train(old.training)
+        net.set_submodule(self.module, new)
+
+
+Edit = Resize | Replace
+
+
+def edit(model: Classifier, edits: Sequence[Edit], weights: dict[str, Tensor] | None = None) -> None:
+    """Apply edits in place and note them in the blueprint of `model`.
+
+    Args:
+        weights: by their names in `model.net.state_dict()` after the edits, values of whatever entries have new ones.
+            A new layer that is not among them is drawn afresh; a resized tensor has the mean and deviation of the old.
+
+    Raises InputError for an edit that does not fit the net, or weights that do not fit the edits.
+    """
+    for each in edits:
+        each.apply(model.net)
+    model.blueprint = replace(model.blueprint, edits=(*model.blueprint.edits, *edits))
+    if weights is not None:
+        state = model.net.state_dict()
+        for name, value in weights.items():
+            if name not in state or state[name].shape != value.shape:
+                found = tuple(state[name].shape) if name in state else "no such entry"
+                raise InputError("weights", f"{name} {tuple(value.shape)}", f"the edited net has {found}")
+        model.net.load_state_dict(weights, strict=False)
+
+
+def to_dict(edit: Edit) -> dict[str, Any]:
+    return {"kind": type(edit).__name__, **asdict(edit)}
+
+
+def from_dict(values: Any) -> Edit:
+    """Raises InputError where `values` describe no edit."""
+    kinds: dict[str, type[Edit]] = {"Resize": Resize, "Replace": Replace}
+    try:
+        fields = dict(values)
+        edit = kinds[fields.pop("kind")](**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("blueprint.edits", repr(values), "is neither a Resize nor a Replace") from error
+    if not _sound(edit):
+        raise InputError("blueprint.edits", repr(values), "has fields of another type")
+    return edit
+
+
+def _sound(edit: Edit) -> bool:
+    if isinstance(edit, Replace):
+        parts: list[Any] = [*edit.layers] if isinstance(edit.layers, list) else [None]
+        return isinstance(edit.module, str) and all(isinstance(layer, dict) for layer in parts)
+    shapes = edit.shapes.values() if isinstance(edit.shapes, dict) else [None]
+    whole = all(isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape) for shape in shapes)
+    return isinstance(edit.module, str) and isinstance(edit.attributes, dict) and whole
+
+
+def _find(net: nn.Module, path: str) -> nn.Module:
+    try:
+        return net.get_submodule(path)
+    except AttributeError as error:
+        raise InputError("blueprint.edits", path, f"{type(net).__name__} has no such module") from error
+
+
+def _refusal(edit: Edit, why: str) -> InputError:
+    return InputError("blueprint.edits", edit.module, why)
+
+
+def _like(old: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor of another shape, drawn with the mean and the deviation of the old one."""
+    new = old.new_empty(shape)
+    if old.is_floating_point() and not old.is_meta:
+        new.normal_(float(old.mean()), float(old.std(correction=0)))
+    return new.detach()
