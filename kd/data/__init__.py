@@ -2,7 +2,7 @@
 
 from kd.data.config import Augment, DataConfig
 from kd.data.data import Data
-from kd.data.load import load
+from kd.data.loading import load
 from kd.data.split import Split
 
 __all__ = ["Augment", "Data", "DataConfig", "Split", "load"]

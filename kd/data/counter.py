@@ -50,7 +50,10 @@ def bits(*key: int | Tensor) -> Tensor:
 
 
 def uniform(count: int, *key: int | Tensor) -> Tensor:
-    """(N, count) float32 numbers in [0, 1), a row for each row of the (N,) tensors in the key."""
+    """(N, count) float32 numbers in [0, 1), a row for each row of the (N,) tensors in the key.
+
+    They have 24 bits, so that a number times n stays below n after rounding, and `(number * n).long()` is a position.
+    """
     columns = [part[:, None] if isinstance(part, Tensor) else part for part in key]
     device = next((part.device for part in key if isinstance(part, Tensor)), None)
     return _shift(bits(*columns, torch.arange(count, device=device)), 40).float() / 2**24

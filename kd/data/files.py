@@ -47,6 +47,8 @@ def image_folder(folder: Path) -> Source:
     if not (folder / "train").is_dir():
         raise InputError("data.source", str(folder), "must hold train.parquet and test.parquet, or train/CLASS/IMAGE")
     names = _subfolders(folder / "train")
+    if not names:
+        raise InputError("data.source", str(folder / "train"), "holds no folder of a class")
     train = _files(folder / "train", names)
     test_folder = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
     test = None if test_folder is None else _files(test_folder, names)

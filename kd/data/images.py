@@ -100,6 +100,8 @@ def _pixels(encoded: Encoded, channels: int, title: str) -> np.ndarray:
         image = _open(encoded)
         if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError("pixels of 32 bits have no known range")
         ImageOps.exif_transpose(image, in_place=True)
         mode = "L" if channels == 1 else "RGB"
         if image.mode != mode:

@@ -1,0 +1,30 @@
+"""Stages that make a trained model smaller, and the measures that say by how much."""
+
+from compress.artefact import load_artefact, save_artefact
+from compress.cost import Cost, measure
+from compress.export import Export
+from compress.latency import latency
+from compress.lowrank import LowRank
+from compress.onnx_model import OnnxModel
+from compress.prune import Prune
+from compress.quantize import Quantize
+from compress.recover import Recover
+from compress.stage import Artefact, Context, Report, Stage
+
+__all__ = [
+    "Artefact",
+    "Context",
+    "Cost",
+    "Export",
+    "LowRank",
+    "OnnxModel",
+    "Prune",
+    "Quantize",
+    "Recover",
+    "Report",
+    "Stage",
+    "latency",
+    "load_artefact",
+    "measure",
+    "save_artefact",
+]

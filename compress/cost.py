@@ -1,0 +1,83 @@
+"""What an artefact costs beside time: parameters, multiply-accumulates, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import students
+from compress.onnx_graph import count
+from compress.onnx_model import OnnxModel
+from kd.evaluate import inference
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and work of an artefact.
+
+    Attributes:
+        params: elements of its parameters.
+        nonzero: those of them that are not zero.
+        macs: multiply-accumulates per image, of convolutions and matrix products; no measure of speed.
+        file_bytes: of its files.
+    """
+
+    params: int
+    nonzero: int
+    macs: int
+    file_bytes: int
+
+
+def measure(model: nn.Module | OnnxModel, image_shape: tuple[int, int, int]) -> Cost:
+    """The cost of a model for (C, H, W) images.
+
+    A module counts its parameters (no buffers, shared ones once), an ONNX file its initialisers: see
+    `compress.onnx_graph.count`. The files of a module are those that `students.save` writes, or its weights alone
+    where it is no Classifier.
+    """
+    if isinstance(model, OnnxModel):
+        return Cost(*count(model.path), model.path.stat().st_size)
+    parameters = list(model.parameters())
+    return Cost(
+        params=sum(parameter.numel() for parameter in parameters),
+        nonzero=sum(int(parameter.count_nonzero()) for parameter in parameters),
+        macs=macs(model, image_shape),
+        file_bytes=_file_bytes(model),
+    )
+
+
+def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one (C, H, W) image through `model` in evaluation mode, also on the meta device."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with inference(model), _countable_attention(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *image_shape, device=device))
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _countable_attention() -> Iterator[None]:
+    """Attention as the matrix products that it is: the counter does not know the fused kernels of the CPU."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _file_bytes(model: nn.Module) -> int:
+    if not isinstance(model, students.Classifier):
+        return len(safetensors_bytes({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+    with TemporaryDirectory() as folder:
+        students.save(model, Path(folder))
+        return sum(file.stat().st_size for file in Path(folder).iterdir())

@@ -1,0 +1,158 @@
+"""`Export`: a classifier as one ONNX file, checked against torch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from compress.artefact import ONNX
+from compress.onnx_model import INPUT, OUTPUT, OnnxModel, write
+from compress.stage import Artefact, Context, Report
+from kd.data import Data
+from kd.errors import InputError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+TOLERANCE = 1e-4  # of the logits' scale: what float32 rounding may differ by between two runtimes
+_CHECKED = 256  # validation images that both runtimes are compared on
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the model as ONNX and go on with the file, on onnxruntime.
+
+    The file stands alone: input "image" are (N, C, H, W) pixels in [0, 1] with N free, normalisation is in the graph,
+    output "logits" is (N, classes); class names, image size and normalisation are in its metadata.
+
+    Attributes:
+        opset: version of ONNX's operators.
+    """
+
+    opset: int = 18
+
+    def __post_init__(self) -> None:
+        if not 18 <= self.opset <= 23:
+            raise InputError("export.opset", self.opset, "must be 18 to 23")
+
+    def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
+        """Raises InputError where the model is a file already, has no ONNX form, or answers otherwise in it."""
+        if isinstance(model, OnnxModel):
+            raise InputError("stages", "Export", f"{model.path} is exported already")
+        exported = self.write(model, context.data, context.folder / ONNX)
+        return exported, Report("export", details={"opset": self.opset, "file_bytes": exported.path.stat().st_size})
+
+    def write(self, model: nn.Module, data: Data, path: Path) -> OnnxModel:
+        """Export to `path`, where nothing is written unless the file answers as torch does on validation images."""
+        model = copy.deepcopy(model).cpu().float().eval()
+        images = next(data.evaluation("val", _CHECKED)).x
+        proto = convert(model, images, self.opset)
+        for key, value in _metadata(model, data).items():
+            proto.metadata_props.add(key=key, value=value)
+        with TemporaryDirectory() as folder:
+            _check(write(proto, Path(folder) / ONNX), model, images)
+        return write(proto, path)
+
+
+def convert(model: nn.Module, images: Tensor, opset: int) -> ModelProto:
+    """The graph of a module in evaluation mode, BatchNorms folded, with a free batch size.
+
+    Raises InputError that names the operator, or what else stands in the way.
+    """
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                model,
+                (images[:1].repeat(2, 1, 1, 1),),  # two: a batch of one would be taken for a constant
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=({0: batch},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise InputError("export", type(model).__name__, f"has no ONNX form: {_cause(error)}") from error
+    assert program is not None
+    proto = program.model_proto
+    _strip(proto)
+    return proto
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause names the operator."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().split("\n")[0]
+
+
+def _strip(proto: ModelProto) -> None:
+    """Drop stack traces and other traces of the exporter: they hold paths of this machine and grow the file."""
+    graph = proto.graph
+    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info, graph):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+def _metadata(model: nn.Module, data: Data) -> dict[str, str]:
+    facts, blueprint = data.facts, getattr(model, "blueprint", None)
+    return {
+        "classes": json.dumps(facts.names),
+        "channels": str(facts.channels),
+        "image_size": json.dumps(facts.image_size),
+        "pixels": "0 to 1, not normalised: the graph does it",
+        "normalize": json.dumps(getattr(blueprint, "normalize", None)),
+        "retort": _version(),
+    }
+
+
+def _version() -> str:
+    try:
+        return version("retort")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
+
+
+def _check(exported: OnnxModel, model: nn.Module, images: Tensor) -> None:
+    """Raise InputError unless both answer alike, as a batch and one image alone.
+
+    Where they do within the tolerance, they also choose the same class but for ties.
+    """
+    import onnx
+
+    onnx.checker.check_model(str(exported.path), full_check=True)
+    with torch.no_grad():
+        expected = model(images)
+    if not expected.isfinite().all():
+        raise InputError("model", type(model).__name__, "gives NaN or infinite logits on validation images")
+    found = torch.cat([exported(images[:1]), exported(images)[1:]])
+    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    if not error < TOLERANCE:
+        raise InputError("export", type(model).__name__, f"answers otherwise in ONNX: {error:.1e} of the logits' scale")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's warnings speak to its developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

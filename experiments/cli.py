@@ -1,0 +1,82 @@
+"""From a command line to a typed configuration, and from an exception to one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from kd.console import say
+from kd.errors import DivergedError, InputError
+
+Config = TypeVar("Config")
+RECIPES = Path(__file__).parent / "recipes"
+WHOLE = {"data.augment"}  # optional, so either null or all of it
+
+
+def parser(command: str, config_type: type[Any]) -> ArgumentParser:
+    """A parser for every field of a configuration dataclass; its defaults are those of recipes/digits.yaml."""
+    made = ArgumentParser(
+        prog=f"python -m experiments.{command}",
+        description=(sys.modules[config_type.__module__].__doc__ or "").strip(),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        exit_on_error=False,
+    )
+    made.add_argument("--config", action=ActionConfigFile, help="a YAML recipe; later arguments override it")
+    made.add_class_arguments(config_type, as_group=False)
+    recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    known = {field.name for field in fields(config_type)} - {"out"}
+    made.set_defaults(_dotted({name: value for name, value in recipe.items() if name in known}))
+    return made
+
+
+def _dotted(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted names; classes by import path and lists stay whole."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        nested = isinstance(value, dict) and "class_path" not in value and prefix + name not in WHOLE
+        found |= _dotted(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return found
+
+
+def run(command: str, config_type: type[Config], main: Callable[[Config, str], None], argv: Sequence[str] | None = None) -> int:
+    """Parse, run `main(config, resolved YAML)`, and return the exit status: 0, 1 (diverged), 2 (bad input), 130 (Ctrl-C)."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    try:
+        made = parser(command, config_type)
+        parsed = made.parse_args(argv)
+        resolved = made.dump(Namespace({k: v for k, v in vars(parsed).items() if k != "config"}), skip_validation=True)
+        values = vars(made.instantiate(parsed))
+        values.pop("config", None)
+        main(config_type(**values), resolved)
+    except argparse.ArgumentError as error:
+        return _refuse(str(error))
+    except InputError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{error.filename or 'file'}: {error.strerror or error}: cannot be read or written")
+    except DivergedError as error:
+        _refuse(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted: the same command goes on from here")
+        return 130
+    return 0
+
+
+def command(name: str) -> str:
+    """The command line that is running, as a user would type it."""
+    return shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]])
+
+
+def _refuse(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,109 @@
+"""The sections that several commands share. A recipe is the YAML of one command's configuration."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from kd.data import Data
+from kd.errors import InputError
+from kd.fit import Fit
+from kd.loss import Loss, Objective, Term
+from kd.losses import CrossEntropy
+from students import Blueprint
+
+Normalize = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The large model. Without a source it is trained here.
+
+    Attributes:
+        source: a timm or torchvision name (pretrained), a .safetensors or weights-only checkpoint, a model folder or a
+            run folder; several make an ensemble. Nothing: train `architecture` on the data.
+        architecture: the net that is trained here, or whose weights a bare file holds.
+        normalize: mean and standard deviation a channel, for a bare file whose net was trained on normalised pixels.
+        image_size: the resolution that the teacher wants, where it is not that of the data.
+        width, depth: scale of the architecture that is trained here.
+        fit: how it is trained here.
+    """
+
+    source: str | list[str] | None = None
+    architecture: str | None = None
+    normalize: Normalize | None = None
+    image_size: int | None = None
+    width: float = 1.0
+    depth: float = 1.0
+    fit: Fit = Fit()
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The small model.
+
+    Attributes:
+        name: a timm name, one of the CIFAR zoo (cifar_resnet20, ...) or of torchvision (tv_mobilenet_v3_small, ...).
+        width, depth: scale of its channels and of the blocks of its stages.
+    """
+
+    name: str = "cifar_resnet20"
+    width: float = 1.0
+    depth: float = 1.0
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """How the loss is weighed against the labels.
+
+    Attributes:
+        weight: of the distillation loss.
+        warmup: epochs over which that weight rises to its full value.
+        hard: weight of cross-entropy with the labels; 0 leaves it out.
+        smoothing: label smoothing of that cross-entropy.
+        terms: further losses by name, each with its weight and warm-up.
+    """
+
+    weight: float = 0.9
+    warmup: int = 0
+    hard: float = 0.1
+    smoothing: float = 0.0
+    terms: dict[str, Term] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "warmup", "hard"):
+            if getattr(self, name) < 0:
+                raise InputError(f"objective.{name}", getattr(self, name), "must be 0 or above")
+
+    def build(self, loss: Loss) -> Callable[[], Objective]:
+        """A function that makes a fresh objective (losses are bound to one pair of models)."""
+        terms = {"loss": Term(loss, self.weight, self.warmup), **self.terms}
+        if self.hard:
+            terms["ce"] = Term(CrossEntropy(self.smoothing), self.hard)
+        return lambda: Objective({name: replace(term, loss=copy.deepcopy(term.loss)) for name, term in terms.items()})
+
+
+def blueprint(name: str, width: float, depth: float, data: Data) -> Blueprint:
+    """What `students.create` would build for this data: its classes, channels and size, normalised by its statistics."""
+    facts = data.facts
+    height, breadth = facts.image_size
+    if height != breadth:
+        raise InputError("data.image_size", f"{height}x{breadth}", "images must be square: set data.image_size")
+    return Blueprint(
+        name,
+        num_classes=facts.classes,
+        in_chans=facts.channels,
+        image_size=height,
+        width=width,
+        depth=depth,
+        normalize=(facts.mean, facts.std),
+    )
+
+
+def seeded(fit: Fit, seed: int) -> Fit:
+    """`fit` under the run's seed; torch is seeded too, for the weights that are about to be drawn."""
+    torch.manual_seed(seed)
+    return replace(fit, seed=seed)

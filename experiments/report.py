@@ -1,0 +1,187 @@
+"""Measure every artefact of a run again, together, on the runtime that is deployed, and write the report.
+
+Example: python -m experiments.report --out runs/digits
+This is the one place where the test split is read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from compress import Export, OnnxModel, latency, load_artefact, measure as measure_cost
+from experiments import cli
+from experiments.render import html, markdown, plots, table, words
+from experiments.steps import Outcome, chain
+from kd.checkpoint import atomic_write
+from kd.console import say
+from kd.data import Data, DataConfig
+from kd.data import load as load_data
+from kd.errors import InputError
+from kd.evaluate import score
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """How artefacts are measured.
+
+    Attributes:
+        latency_seconds: how long latencies are measured in all, the artefacts taking turns.
+        threads: of the runtime.
+    """
+
+    latency_seconds: float = 20.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("latency_seconds", "threads"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"report.{name}", getattr(self, name), "must be above 0")
+
+
+@dataclass(frozen=True)
+class ReportCommandConfig:
+    """Report on a run.
+
+    Attributes:
+        out: the run folder.
+        report: how its artefacts are measured.
+    """
+
+    out: str
+    report: ReportConfig = ReportConfig()
+
+
+def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
+    """The step: measures all artefacts and writes report.json, report.md, report.html and the plots into `out`."""
+    steps = [step for step in chain(out) if _has_artefact(out / step["name"])]
+    shape = (data.facts.channels, *data.facts.image_size)
+    models = {step["name"]: _deployed(out, step["name"], data) for step in steps}
+    say("report: latencies, the artefacts taking turns")
+    times = latency(models, shape, seconds=config.latency_seconds, threads=config.threads)
+    answers = {name: {split: _logits(model, data, split) for split in ("val", "test")} for name, model in models.items()}
+    rows = [_row(step, out, models, answers, times, data) for step in steps]
+    _ratios(rows)
+    for row, notes in zip(rows, words.problems(rows), strict=True):
+        row["notes"] = [*row["notes"], *notes]
+    environment = json.loads((out / "environment.json").read_text())
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    search = next((step["details"] for step in chain(out) if step.get("kind") == "search"), {"front": [], "trials": []})
+    report = {
+        "title": f"{data.config.source}: {rows[0]['name']} to {rows[-1]['name']}",
+        "command": environment.pop("command"),
+        "seed": settings.get("seed"),
+        "data": _describe(data),
+        "rows": rows,
+        "front": search["front"],
+        "trials": search["trials"],
+        "curves": {step["name"]: step["curve"] for step in steps if step.get("curve")},
+        "notes": [],
+        "environment": environment,
+        "config": settings,
+    }
+    write(report, out)
+    return Outcome("report")
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """report.json and its renderings."""
+    images = {"front.png": plots.front(report), "curves.png": plots.curves(report)}
+    for name, content in images.items():
+        atomic_write(out / name, content)
+    atomic_write(out / "report.json", json.dumps(report, indent=1))
+    atomic_write(out / "report.md", markdown.render(report))
+    atomic_write(out / "report.html", html.render(report, images))
+
+
+def show(out: Path) -> None:
+    """The final table, in the terminal."""
+    Console().print(table.render(json.loads((out / "report.json").read_text())))
+    say(f"the report: {out / 'report.html'}")
+
+
+def _has_artefact(folder: Path) -> bool:
+    return (folder / "model.onnx").exists() or (folder / "model.safetensors").exists()
+
+
+def _deployed(out: Path, name: str, data: Data) -> OnnxModel:
+    """The artefact as a file that the runtime runs."""
+    model = load_artefact(out / name)
+    if isinstance(model, OnnxModel):
+        return model
+    say(f"report: exports {name}")
+    return Export().write(model, data, out / "report" / f"{name.replace('/', '-')}.onnx")
+
+
+def _logits(model: OnnxModel, data: Data, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    views = [(model(view.x), view.y) for view in data.evaluation(split)]
+    return torch.cat([logits for logits, _ in views]), torch.cat([y for _, y in views])
+
+
+def _row(step: dict[str, Any], out: Path, models: Any, answers: Any, times: Any, data: Data) -> dict[str, Any]:
+    name = step["name"]
+    shape = (data.facts.channels, *data.facts.image_size)
+    artefact = load_artefact(out / name)
+    cost = measure_cost(artefact, shape)
+    teacher = answers["teacher"]["test"][0] if "teacher" in answers else None
+    val, test = score(*answers[name]["val"]), score(*answers[name]["test"], teacher)
+    return {
+        "name": name.removeprefix("stages/"),
+        "kind": step["kind"],
+        "top1_val": val.top1,
+        "top1_test": test.top1,
+        "agreement": test.agreement,
+        "ece_test": test.ece,
+        **asdict(cost),
+        "file_bytes": models[name].path.stat().st_size,
+        "latency_ms": times[name],
+        "seconds": step["seconds"],
+        "notes": list(step["notes"]),
+    }
+
+
+def _ratios(rows: list[dict[str, Any]]) -> None:
+    """Teacher over this: 4.0 means four times smaller or faster."""
+    base = rows[0]
+    for row in rows:
+        row["ratios"] = {name: base[name] / row[name] for name in ("params", "macs", "file_bytes")}
+        for batch in ("batch1", "batch32"):
+            row["ratios"][f"latency_{batch}"] = base["latency_ms"][batch]["p50"] / row["latency_ms"][batch]["p50"]
+
+
+def _describe(data: Data) -> dict[str, Any]:
+    facts = data.facts
+    return {
+        "source": data.config.source,
+        "train": len(data.train),
+        "val": len(data.val),
+        "test": len(data.test),
+        "classes": facts.classes,
+        "channels": facts.channels,
+        "image_size": list(facts.image_size),
+        "notes": [],
+    }
+
+
+def main(config: ReportCommandConfig, resolved: str) -> None:
+    out = Path(config.out)
+    if not (out / "config.yaml").exists():
+        raise InputError("out", config.out, "is no run folder")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DataConfig, "data")
+    section = yaml.safe_load((out / "config.yaml").read_text())["data"]
+    data = load_data(parser.instantiate(parser.parse_object({"data": section})).data)
+    measure(out, data, config.report)
+    show(out)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("report", ReportCommandConfig, main))

@@ -1,0 +1,128 @@
+"""The run folder: a chain of steps, each done once, each in a folder of its own.
+
+`step.json` in a step's folder names the step before it by its token. A step is skipped where it is done and the token
+matches; where the token matches but it is not done, it goes on in its folder; else the folder is stale (a step before
+it ran anew) and it starts afresh. So the same command resumes, and removing a folder runs that step and those after it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+
+from experiments.environment import describe
+from kd.checkpoint import atomic_write
+from kd.console import say
+from kd.errors import InputError
+
+
+MARKER = "step.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step has to say beside its files: a kind for the report, words, details, seconds where it knows better
+    than the clock (work that was resumed), and training curves by name."""
+
+    kind: str
+    notes: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    curve: list[dict[str, Any]] | None = None
+
+
+class Run:
+    """One run folder under one configuration."""
+
+    def __init__(self, out: Path, resolved: str, command: str) -> None:
+        """Open or start a run. Raises InputError where the folder holds another configuration or something else."""
+        self.out, self.token = out, ""
+        config = out / "config.yaml"
+        with PartialState().main_process_first():  # the others find what the first one made
+            if out.exists() and not out.is_dir():
+                raise InputError("out", str(out), "is a file, not a folder")
+            if config.exists():
+                _same(yaml.safe_load(config.read_text()), yaml.safe_load(resolved), out)
+            elif out.exists() and any(out.iterdir()):
+                raise InputError("out", str(out), "is not empty and holds no run: name a new folder")
+            else:
+                atomic_write(out / "environment.json", json.dumps(describe() | {"command": command}, indent=1))
+                atomic_write(config, resolved)
+
+    def step(self, name: str, work: Callable[[Path], Outcome]) -> Path:
+        """Do `work(folder)`, on all processes, unless it is done; returns the folder. `name` may hold slashes."""
+        folder = self.out / name
+        with PartialState().main_process_first():
+            begun = self._begin(name)
+        if begun["done"]:
+            say(f"{name}: done before")
+        else:
+            clock = time.perf_counter()
+            outcome = work(folder)
+            elapsed = time.perf_counter() - clock
+            seconds = elapsed if outcome.seconds is None else outcome.seconds
+            ended = begun | vars(outcome) | {"seconds": seconds, "done": True}
+            in_main_process(lambda: atomic_write(folder / MARKER, json.dumps(ended, indent=1)))
+        self.token = begun["token"]
+        return folder
+
+    def _begin(self, name: str) -> dict[str, Any]:
+        """The step's record: of work that is done or under way after this very predecessor, else a new one."""
+        folder = self.out / name
+        known = _read(folder / MARKER) if (folder / MARKER).exists() else {}
+        if known.get("after") == self.token:
+            return known
+        if folder.exists():
+            shutil.rmtree(folder)
+        say(f"{name}: starts")
+        begun = {"name": name, "after": self.token, "token": uuid.uuid4().hex, "done": False}
+        atomic_write(folder / MARKER, json.dumps(begun))
+        return begun
+
+
+def chain(out: Path) -> list[dict[str, Any]]:
+    """The records of the finished steps of a run, in order."""
+    records = {record["after"]: record for record in map(_read, out.rglob(MARKER)) if record["done"]}
+    steps, token = [], ""
+    while token in records:
+        steps.append(records[token])
+        token = records[token]["token"]
+    return steps
+
+
+def in_main_process(write: Callable[[], Any]) -> None:
+    """Let only the first process write, and the others wait for it."""
+    state = PartialState()
+    if state.is_main_process:
+        write()
+    state.wait_for_everyone()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def _same(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    before, after = _leaves(then), _leaves(now)
+    before.pop("out", None), after.pop("out", None)  # a run folder may be moved
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise InputError(name, after.get(name), f"the run in {out} was made with {before.get(name)!r}")
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

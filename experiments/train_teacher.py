@@ -1,0 +1,98 @@
+"""Get the teacher: train it on the data, or load what `--teacher.source` names, and keep it as a model folder.
+
+Example: python -m experiments.train_teacher --out runs/teacher --data.source digits --teacher.architecture cifar_resnet20
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import students
+import teachers
+from experiments import cli
+from experiments.config import TeacherConfig, blueprint, seeded
+from experiments.steps import Outcome, Run, in_main_process
+from kd.data import Data, DataConfig
+from kd.data import load as load_data
+from kd.errors import InputError
+from kd.fit import fit
+from kd.regimes import Supervised
+
+
+@dataclass(frozen=True)
+class TrainTeacherConfig:
+    """Get a teacher.
+
+    Attributes:
+        out: the run folder.
+        seed: of weights, order and dropout (the split has its own: data.seed).
+        data: what it learns from.
+        teacher: what it is.
+    """
+
+    out: str = "runs/teacher"
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+
+
+def check(config: TeacherConfig, data: Data) -> None:
+    """Raise InputError for a teacher that cannot be had, before anything is written."""
+    if config.source is None:
+        if config.architecture is None:
+            raise InputError("teacher.architecture", None, "name the net to train, or a teacher.source to load")
+        blueprint(config.architecture, config.width, config.depth, data).build("meta")
+    else:
+        _load(config, data)
+
+
+def obtain(config: TeacherConfig, data: Data, folder: Path, seed: int) -> Outcome:
+    """The step: leaves a model folder."""
+    if config.source is not None:
+        in_main_process(lambda: students.save(_load(config, data).model, folder))
+        return Outcome("teacher", notes=("The teacher was loaded, not trained here.",), seconds=0.0)
+    assert config.architecture is not None
+    schedule = seeded(config.fit, seed)
+    model = blueprint(config.architecture, config.width, config.depth, data).build()
+    history = fit(Supervised(model), data, schedule, folder, label="teacher")
+    in_main_process(lambda: students.save(model, folder))
+    return Outcome("teacher", seconds=history.seconds, curve=history.epochs)
+
+
+def open_teacher(folder: Path) -> teachers.Teacher:
+    """The frozen teacher that `obtain` left in `folder`."""
+    model = students.load(folder)
+    return teachers.Teacher(model, image_size=model.blueprint.image_size, channels=model.blueprint.in_chans)
+
+
+def guide(teacher: teachers.Teacher, data: Data, folder: Path) -> teachers.Teacher | teachers.Cached:
+    """What students learn from: where the draws are bounded, answers are stored under `folder` and asked for once."""
+    return teachers.Cached(teacher, folder, data) if data.augment.views else teacher
+
+
+def _load(config: TeacherConfig, data: Data) -> teachers.Teacher:
+    assert config.source is not None
+    loaded = teachers.load(
+        config.source,
+        classes=data.facts.classes,
+        channels=data.facts.channels,
+        image_size=config.image_size or data.facts.image_size[0],
+        architecture=config.architecture,
+        normalize=config.normalize,
+    )
+    if not isinstance(loaded, teachers.Teacher):
+        raise InputError("teacher.source", config.source, "a run folder keeps one teacher: name one")
+    return loaded
+
+
+def main(config: TrainTeacherConfig, resolved: str) -> None:
+    data = load_data(config.data)
+    check(config.teacher, data)
+    run = Run(Path(config.out), resolved, cli.command("train_teacher"))
+    run.step("teacher", lambda folder: obtain(config.teacher, data, folder, config.seed))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("train_teacher", TrainTeacherConfig, main))

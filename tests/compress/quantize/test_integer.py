@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import students
+from compress.export import convert
+from compress.onnx_graph import count
+from compress.onnx_model import verify, write
+from compress.quantize import integer
+from compress.quantize.integer import integer_convolutions, quantized
+from kd.errors import InputError
+
+
+def weights(path):
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    return {name: array for name, array in arrays.items() if array.dtype == np.int8 and array.size > 64}
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "mobilenetv2_050"])
+def test_nearly_all_convolutions_run_in_integers(name, tmp_path):
+    """MobileNetV2 has depthwise ones."""
+    torch.manual_seed(0)
+    model = students.create(name, num_classes=10, image_size=32).eval()
+    images = torch.rand(8, 3, 32, 32)
+    exported = write(convert(model, images, 18), tmp_path / "float.onnx")
+    small = quantized(exported, "static", images, tmp_path / "int8.onnx")
+
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    assert integer_convolutions(exported.path) == (0, convolutions)
+    run, total = integer_convolutions(small.path)
+    assert total == convolutions
+    assert run >= 0.9 * total
+    assert small.path.stat().st_size < 0.45 * exported.path.stat().st_size
+    assert small.macs == exported.macs
+
+
+def test_residual_additions_are_fused_too(exported, digits, tmp_path):
+    import onnxruntime
+
+    small = quantized(exported, "static", next(digits.evaluation("val", 32)).x, tmp_path / "int8.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
+    onnxruntime.InferenceSession(str(small.path), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kinds["QLinearAdd"] == 3
+    assert kinds["Add"] == 0
+
+
+@pytest.mark.parametrize(("reduce_range", "limit"), [(False, 127), (True, 64)])
+def test_reduced_range_keeps_weights_to_seven_bits(exported, digits, tmp_path, reduce_range, limit):
+    images = next(digits.evaluation("val", 8)).x
+    small = quantized(exported, "static", images, tmp_path / "int8.onnx", reduce_range=reduce_range)
+    assert max(np.abs(array.astype(int)).max() for array in weights(small.path).values()) == limit
+
+
+def test_a_scale_each_channel(exported, digits, tmp_path):
+    """Then each output channel uses the whole range; with one scale a tensor hardly any does."""
+    images = next(digits.evaluation("val", 8)).x
+    for per_channel in (True, False):
+        small = quantized(exported, "static", images, tmp_path / "int8.onnx", per_channel)
+        full = [
+            (np.abs(array.astype(int)).max((1, 2, 3)) == 127)
+            for array in weights(small.path).values()
+            if array.ndim == 4
+        ]
+        assert full
+        assert all(channels.all() for channels in full) == per_channel
+
+
+@pytest.mark.parametrize("calibrate", ["minmax", "percentile", "entropy"])
+def test_every_calibration_sees_all_images(exported, digits, tmp_path, calibrate, capfd):
+    """Ranges found on bright images only must differ from those found on all."""
+    images = next(digits.evaluation("val", 24)).x
+    dark = images * 0.1
+    x = next(digits.evaluation("val", 64)).x
+    answers = exported(x)
+
+    def error(seen):
+        return float(
+            (quantized(exported, "static", seen, tmp_path / "q.onnx", calibrate=calibrate)(x) - answers).norm()
+        )
+
+    assert error(torch.cat([dark, images])) < 0.5 * error(dark)
+    assert error(torch.cat([images, dark])) < 0.5 * error(dark)
+    assert capfd.readouterr().out == ""
+
+
+def test_parameters_and_metadata_stay_and_a_second_time_is_refused(exported, digits, tmp_path):
+    images = next(digits.evaluation("val", 8)).x
+    for mode in ("static", "dynamic"):
+        small = quantized(exported, mode, images, tmp_path / f"{mode}.onnx")
+        verify(small.path)
+        assert count(small.path)[::2] == count(exported.path)[::2]
+        assert {"classes", "normalize"} <= {prop.key for prop in onnx.load(small.path).metadata_props}
+        with pytest.raises(InputError, match=rf"Quantize: {mode}.onnx is quantised already"):
+            quantized(small, mode, images, tmp_path / "twice.onnx")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": False}, True),
+        ({"architecture": "x86_64", "avx512_vnni": True, "avx_vnni": False}, False),
+        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True}, False),
+        ({"architecture": "aarch64", "dot": True}, False),
+    ],
+)
+def test_which_processors_overflow(monkeypatch, facts, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
+    assert integer.saturates() is expected

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from compress import OnnxModel, Quantize, load_artefact
+from compress.export import convert
+from compress.onnx_model import write
+from compress.quantize.quantize import _best, _notes
+from kd.errors import InputError
+from kd.evaluate import evaluate
+
+
+@pytest.fixture(autouse=True)
+def _short_measurements(monkeypatch):
+    monkeypatch.setattr("compress.quantize.quantize._SECONDS", 0.2)
+
+
+def test_static_keeps_accuracy_and_sheds_bytes(exported, context, digits, tmp_path, capfd):
+    small, report = Quantize("static")(exported, context())
+    assert isinstance(small, OnnxModel)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert load_artefact(tmp_path).path == small.path
+
+    before, after = report.details["candidates"]["float"], report.details["candidates"]["static"]
+    assert before["top1_val"] == evaluate(exported, digits.evaluation("val")).top1 > 80
+    assert after["top1_val"] == evaluate(small, digits.evaluation("val")).top1 > before["top1_val"] - 2
+    assert after["file_bytes"] == small.path.stat().st_size < 0.45 * before["file_bytes"]
+    assert before["integer_convolutions"] == 0
+    assert after["integer_convolutions"] == after["convolutions"] == before["convolutions"] > 0
+    assert before["latency_ms"].keys() == {"runtime", "threads", "batch1", "batch32"}
+    assert json.loads(json.dumps(report.details)) == report.details
+    assert capfd.readouterr().out == ""
+
+
+def test_auto_reports_all_and_spares_the_slow_one(trained, context):
+    """A module is exported first; dynamic convolutions are many times slower and hardly smaller."""
+    small, report = Quantize()(trained, context(calibration=32))
+    assert set(report.details["candidates"]) == {"float", "static", "dynamic"}
+    assert report.details["chosen"] == "static"
+    assert report.details["calibration"] == 32
+    assert small.macs > 0
+
+
+def test_calibration_sees_training_images_only(exported, context, digits, monkeypatch):
+    class Closed:
+        labels = digits.test.labels
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+        def read(self, batches):
+            raise AssertionError("the test split was read")
+
+    reads: list[torch.Tensor] = []
+
+    def spy(model, mode, images, *_):
+        reads.append(images)
+        return model
+
+    monkeypatch.setattr("compress.quantize.quantize.quantized", spy)
+    Quantize("static")(exported, context(data=replace(digits, test=Closed())))
+    (seen,) = reads
+    assert torch.equal(seen, context().images())
+
+
+def score(top1: float, size: int, ms: float) -> dict:
+    return {
+        "top1_val": top1,
+        "file_bytes": size,
+        "latency_ms": {"batch1": {"p50": ms}, "batch32": {"p50": 10 * ms}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("static", "dynamic", "chosen"),
+    [
+        (score(89.5, 280, 0.5), score(89.9, 270, 3.0), "static"),  # as small, and faster
+        (score(89.5, 280, 0.5), score(89.9, 200, 3.0), "dynamic"),  # smaller by more than a quarter
+        (score(70.0, 280, 0.5), score(89.0, 270, 3.0), "dynamic"),  # the only one that is good enough
+        (score(88.9, 280, 0.5), score(88.9, 270, 3.0), "float"),  # none is
+    ],
+)
+def test_the_smallest_that_is_good_enough_is_chosen(static, dynamic, chosen):
+    assert _best({"float": score(90.0, 1000, 1.0), "static": static, "dynamic": dynamic}, within=1.0) == chosen
+
+
+def test_what_became_worse_is_told_in_words(monkeypatch):
+    monkeypatch.setattr("compress.quantize.quantize.x86", lambda: False)
+    scores = {"float": score(90.0, 1000, 1.0), "static": score(89.25, 1100, 1.2)}
+    assert _notes(scores, "static", 1.0, True) == (
+        "int8 (static) costs 0.75 points of accuracy on validation",
+        "int8 (static) is slower than float here: x1.20 at batch 1",
+        "int8 (static) is slower than float here: x1.20 at batch 32",
+        "int8 (static) is larger than float: 1100 bytes, not 1000",
+    )
+    assert _notes(scores | {"static": score(90.0, 300, 0.9)}, "static", 1.0, True) == ()
+    assert "kept in float" in _notes(scores, "float", 1.0, True)[0]
+    monkeypatch.setattr("compress.quantize.quantize.x86", lambda: True)
+    assert "VNNI" in _notes(scores, "static", 1.0, reduced=False)[-1]
+    assert "VNNI" not in _notes(scores, "static", 1.0, reduced=True)[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "float"}, r"quantize.mode: float: must be one of auto, static, dynamic"),
+        ({"calibrate": "kl"}, r"quantize.calibrate: kl: must be one of minmax, percentile, entropy"),
+        ({"within": -1.0}, r"quantize.within: -1.0: must be 0 or above"),
+        ({"within": float("nan")}, r"quantize.within: nan"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Quantize(**settings)
+
+
+def test_what_cannot_be_quantised_is_refused_and_nothing_written(exported, context, digits, tmp_path):
+    folder = tmp_path / "stage"
+    with pytest.raises(InputError, match=r"calibration: 0"):
+        Quantize()(exported, context(folder=folder, calibration=0))
+
+    class Sick(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) / 0
+
+    sick = write(convert(Sick(), torch.rand(2, 1, 8, 8), 18), tmp_path / "sick.onnx")
+    with pytest.raises(InputError, match=r"sick.onnx: gives NaN or infinite logits on calibration images"):
+        Quantize()(sick, context(folder=folder))
+    wide = write(convert(torch.nn.Conv2d(3, 10, 8).eval(), torch.rand(2, 3, 8, 8), 18), tmp_path / "wide.onnx")
+    with pytest.raises(InputError, match=r"images: \(1, 8, 8\): wide.onnx takes \(3, 8, 8\)"):
+        Quantize()(wide, context(folder=folder))
+    assert not folder.exists()

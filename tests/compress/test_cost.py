@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import students
+from compress import Cost, measure
+from compress.cost import macs
+from compress.export import convert
+from compress.onnx_model import write
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)  # 8 * 27 + 8 parameters
+        self.norm = nn.BatchNorm2d(8)  # 16
+        self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False)  # 72
+        self.fc = nn.Linear(8, 5)  # 45
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.depthwise(self.norm(self.conv(x)).relu()).mean((2, 3)))
+
+
+MACS = 8 * 27 * 64 + 8 * 9 * 16 + 8 * 5  # on 8 x 8 images
+
+
+def test_cost_of_a_module_by_hand():
+    model = Plain()
+    nn.init.ones_(model.conv.weight)
+    nn.init.zeros_(model.conv.bias)
+    nn.init.ones_(model.fc.bias)
+    with torch.no_grad():
+        model.depthwise.weight[0].zero_()
+    cost = measure(model, (3, 8, 8))
+
+    assert cost.params == 224 + 16 + 72 + 45
+    assert cost.nonzero == cost.params - 8 - 8 - 9  # the convolution's and the norm's bias, a depthwise kernel
+    assert cost.macs == MACS
+    assert 4 * cost.params < cost.file_bytes < 4 * cost.params + 2000
+
+
+def test_macs_on_the_meta_device_and_without_a_trace():
+    model = Plain().to("meta").train()
+    assert macs(model, (3, 8, 8)) == MACS
+    assert model.training
+    assert model.norm.training
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_attention_is_counted_in_every_guise():
+    """One layer: 4 projections and 2 products among 16 tokens of width 8, and the feed-forward of width 12."""
+    expected = 4 * 16 * 8 * 8 + 2 * 16 * 16 * 8 + 2 * 16 * 8 * 12
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    tokens = nn.Sequential(nn.Flatten(2), layer)  # (1, 16, 2, 4) images as 16 tokens of 8
+    assert macs(tokens.eval(), (16, 2, 4)) == expected
+
+
+def test_a_classifier_weighs_what_its_files_weigh(trained, tmp_path):
+    students.save(trained, tmp_path)
+    assert measure(trained, (1, 8, 8)).file_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+
+
+def test_cost_of_an_onnx_file_by_hand(tmp_path):
+    model = Plain().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    exported = write(convert(model, torch.rand(1, 3, 8, 8), 18), tmp_path / "model.onnx")
+    norm = 16  # folded away
+    assert exported.macs == MACS
+    assert measure(exported, (3, 8, 8)) == Cost(
+        params=measure(model, (3, 8, 8)).params - norm,
+        nonzero=measure(model, (3, 8, 8)).params - norm,
+        macs=MACS,
+        file_bytes=exported.path.stat().st_size,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("cifar_resnet8", 32, {}),
+        ("mobilenetv2_050", 32, {}),  # depthwise
+        ("vit_tiny_patch16_224", 32, {"depth": 0.17}),  # fused attention
+    ],
+)
+def test_torch_and_onnx_agree_on_macs(name, size, options, tmp_path):
+    model = students.create(name, num_classes=10, image_size=size, **options).eval()
+    exported = write(convert(model, torch.rand(1, 3, size, size), 18), tmp_path / "model.onnx")
+    assert exported.macs == macs(model, (3, size, size)) > 0

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from compress import Export, OnnxModel
+from compress.export import TOLERANCE
+from kd.errors import InputError
+
+ALONE = """
+import json, sys
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+images = np.load(sys.argv[2])
+[image], [logits] = session.get_inputs(), session.get_outputs()
+for size in (1, 3, 64):
+    np.save(f"{sys.argv[2]}.{size}.npy", session.run(["logits"], {"image": images[:size]})[0])
+assert "torch" not in sys.modules
+print(json.dumps([image.name, image.type, image.shape[1:], logits.name, session.get_modelmeta().custom_metadata_map]))
+"""
+
+
+def test_the_file_alone_answers_as_torch_does(trained, context, digits, tmp_path, capfd):
+    """In a process of its own that knows numpy and onnxruntime only, at several batch sizes."""
+    exported, report = Export()(trained, context())
+    assert isinstance(exported, OnnxModel)
+    assert report.name == "export"
+    assert report.details["file_bytes"] == exported.path.stat().st_size
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert capfd.readouterr().out == ""
+
+    images = next(digits.evaluation("test", 64)).x
+    np.save(tmp_path / "images.npy", images.numpy())
+    command = [sys.executable, "-c", ALONE, str(exported.path), str(tmp_path / "images.npy")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    with torch.no_grad():
+        expected = trained(images)
+    for size in (1, 3, 64):
+        found = np.load(tmp_path / f"images.npy.{size}.npy")
+        assert found.shape == (size, 10)
+        assert np.abs(found - expected[:size].numpy()).max() < TOLERANCE * expected.abs().max()
+
+    name, kind, shape, output, metadata = json.loads(ran.stdout)
+    assert (name, kind, shape, output) == ("image", "tensor(float)", [1, 8, 8], "logits")
+    assert json.loads(metadata["classes"]) == [str(digit) for digit in range(10)]
+    assert json.loads(metadata["image_size"]) == [8, 8]
+    assert json.loads(metadata["normalize"]) == [[0.3], [0.4]]
+    assert metadata["channels"] == "1"
+
+
+def test_the_graph_is_folded_and_tells_nothing_of_this_machine(exported):
+    model = onnx.load(exported.path)
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    assert all(prop.key != "pkg.torch.onnx.stack_trace" for node in model.graph.node for prop in node.metadata_props)
+    assert b"site-packages" not in exported.path.read_bytes()
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_opset(trained, digits, tmp_path, opset):
+    exported = Export(opset).write(trained, digits, tmp_path / "model.onnx")
+    assert {entry.domain: entry.version for entry in onnx.load(exported.path).opset_import}[""] == opset
+
+
+class Stubborn(nn.Module):
+    """Has a linear layer and something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.twist(x.flatten(1)))
+
+    def twist(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class Unknown(Stubborn):
+    def twist(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+class Treacherous(Stubborn):
+    def twist(self, x: torch.Tensor) -> torch.Tensor:
+        return x + float(torch.compiler.is_compiling())
+
+
+class Empty(Stubborn):
+    def twist(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 0
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Unknown(), r"export: Unknown: has no ONNX form: .*bessel_j0"),
+        (Treacherous(), r"export: Treacherous: answers otherwise in ONNX: \d.*of the logits' scale"),
+        (Empty(), r"model: Empty: gives NaN or infinite logits"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_nothing_written(context, tmp_path, model, message):
+    with pytest.raises(InputError, match=message):
+        Export()(model, context())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_settings_and_a_second_export_are_refused(exported, context):
+    with pytest.raises(InputError, match=r"export.opset: 11"):
+        Export(opset=11)
+    with pytest.raises(InputError, match=r"Export: .*exported already"):
+        Export()(exported, context())

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kd.batch import Facts, Needs, View
+from kd.errors import InputError
+from teachers import Ensemble, Teacher
+
+
+def net(seed: int = 0, **kwargs: object) -> nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model("resnet18", num_classes=5, layers=(1, 1, 1, 1), channels=(8, 8, 16, 16), **kwargs)
+
+
+def view(channels: int = 3, size: int = 32) -> View:
+    x = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(7))
+    return View(x, torch.zeros(4, dtype=torch.long), torch.arange(4), 0)
+
+
+def facts(channels: int = 3, size: int = 32) -> Facts:
+    return Facts(5, tuple("abcde"), channels, (size, size), (0.5,) * channels, (0.5,) * channels, torch.zeros(4))
+
+
+def test_is_a_frozen_copy_that_leaves_the_callers_model_as_it_was() -> None:
+    model = net().train()
+    teacher = Teacher(model)
+    teacher.predict(view().x)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in teacher.model.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert any(isinstance(module, _BatchNorm) for module in teacher.model.modules())
+
+
+def test_answers_like_the_model_folded_or_not() -> None:
+    model, x = net().eval(), view().x
+    with torch.no_grad():
+        expected = model(x)
+    for fold in (True, False):
+        torch.testing.assert_close(Teacher(model, fold=fold).predict(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_its_outputs_are_constants_in_a_students_graph() -> None:
+    outputs = Teacher(net())(view(), Needs(embedding=True, stages=(-1,)))
+    assert outputs.embedding is not None
+    weight = torch.ones(5, requires_grad=True)
+    loss = (outputs.logits * weight).square().sum() + outputs.embedding.sum() + outputs.stages[-1].sum()
+    loss.backward()
+    torch.testing.assert_close(weight.grad, 2 * outputs.logits.square().sum(0))
+    assert not outputs.logits.requires_grad
+
+
+def test_ports_tell_the_shapes_of_what_it_gives() -> None:
+    teacher = Teacher(net())
+    ports = teacher.ports(facts())
+    outputs = teacher(view(), Needs(embedding=True, stages=(-1,)))
+    assert outputs.embedding is not None
+    assert (ports.classes, ports.embedding) == (outputs.logits.shape[1], outputs.embedding.shape[1])
+    assert ports.stages == tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
+
+
+def test_works_at_its_own_resolution() -> None:
+    model, x = net().eval(), view(size=8).x
+    teacher = Teacher(model, image_size=32)
+    with torch.no_grad():
+        expected = model(F.interpolate(x, (32, 32), mode="bilinear", antialias=True))
+    torch.testing.assert_close(teacher.predict(x), expected, rtol=1e-4, atol=1e-5)
+    assert teacher.ports(facts(size=8)) == Teacher(model).ports(facts(size=32))
+
+
+def test_sees_grey_images_with_the_channel_repeated() -> None:
+    model, grey = net().eval(), view(channels=1).x
+    with torch.no_grad():
+        expected = model(grey.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(Teacher(model, channels=3).predict(grey), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_refuses_images_of_other_channels() -> None:
+    with pytest.raises(InputError, match=r"data.channels: 3: .*takes 1"):
+        Teacher(net(in_chans=1), channels=1).ports(facts(channels=3))
+
+
+def test_identity_is_that_of_weights_and_resolution() -> None:
+    teacher = Teacher(net())
+    first = teacher.identity()
+    teacher.predict(view().x)
+    assert first == teacher.identity() == Teacher(net()).identity()
+    assert len({first, Teacher(net(seed=1)).identity(), Teacher(net(), image_size=64).identity()}) == 3
+
+
+def test_an_ensemble_answers_with_the_mean_logits_and_all_embeddings() -> None:
+    first, second = Teacher(net(0)), Teacher(net(1))
+    ensemble = Ensemble([first, second])
+    a, b = first(view(), Needs(embedding=True)), second(view(), Needs(embedding=True))
+    both = ensemble(view(), Needs(embedding=True))
+    for i in range(4):
+        for k in range(5):
+            mean = (a.logits[i, k].item() + b.logits[i, k].item()) / 2
+            assert both.logits[i, k].item() == pytest.approx(mean, abs=1e-6)
+    assert a.embedding is not None
+    assert b.embedding is not None
+    torch.testing.assert_close(both.embedding, torch.cat([a.embedding, b.embedding], 1))
+    torch.testing.assert_close(ensemble.predict(view().x), both.logits)
+    ports = ensemble.ports(facts())
+    assert (ports.classes, ports.embedding, ports.stages) == (5, 32, ())
+    assert ensemble.identity() != Ensemble([second, second]).identity()
+
+
+def test_an_ensemble_of_nobody_or_of_other_classes_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one"):
+        Ensemble([])
+    other = timm.create_model("resnet18", num_classes=3, layers=(1, 1, 1, 1), channels=(8, 8, 16, 16))
+    with pytest.raises(InputError, match=r"\[3, 5\] classes"):
+        Ensemble([Teacher(net()), Teacher(other)]).ports(facts())
