@@ -54,7 +54,8 @@ class Group:
 
     def weights(self, net: nn.Module) -> Weights:
         """What the importances judge by."""
-        matrices, scales = [], []
+        matrices: list[Tensor] = []
+        scales: list[Tensor] = []
         for axis, entries in self.axes.items():
             layer, flat = _resolve(net, axis.path), list(chain(*entries))
             weight = getattr(layer, "weight", None)
@@ -64,7 +65,7 @@ class Group:
             if max(flat) >= len(rows):  # the inputs of a grouped convolution
                 continue
             rows = rows.detach()[flat].reshape(self.channels, -1)
-            (matrices if weight.dim() > 1 else scales).append(rows if weight.dim() > 1 else rows.sum(1))
+            (matrices if weight.dim() > 1 else scales).append(rows if weight.dim() > 1 else rows.abs().sum(1))
         return Weights(matrices, scales)
 
 
@@ -95,30 +96,19 @@ def find(net: nn.Module, x: Tensor) -> list[Group]:
         graph = Graph().build_dependency(traced, x, output_transform=lambda y: y * 1, verbose=False)
     paths = {module: path for path, module in traced.named_modules()}
     paths |= {parameter: path for path, parameter in traced.named_parameters()}
-    groups, seen = [], set()
+    paths |= {module: _LOGITS for module, node in graph.module2node.items() if node.type == ops.OPTYPE.OUTPUT}
+    groups: list[Group] = []
+    seen: set[str] = set()
     for layer, root in list(paths.items()):
         if not isinstance(layer, _PRODUCERS) or layer not in graph.module2node or root in seen:
             continue
-        pruner = graph.get_pruner_of_module(layer)
-        channels = pruner.get_out_channels(layer)
-        axes: dict[Axis, list[list[int]]] = {}
         try:
-            items = graph.get_pruning_group(layer, pruner.prune_out_channels, range(channels)).items
-        except (IndexError, TypeError, ZeroDivisionError):  # it lost count of channels behind a split
-            items = []
-        if any(item.dep.target.type == ops.OPTYPE.OUTPUT for item in items):
-            continue
-        for item in items:
-            path = paths.get(item.dep.target.module)
-            if path is None:  # an operation without weights
-                continue
-            makes = graph.is_out_channel_pruning_fn(item.dep.handler)
-            entries: list[list[int]] = [[] for _ in range(channels)]
-            for index, channel in zip(item.idxs, item.root_idxs, strict=True):
-                entries[channel].append(index)
-            axes[Axis(path, item.dep.handler, item.dep.target.pruning_dim, makes)] = entries
+            axes = _axes(graph, layer, paths)
+        except (IndexError, TypeError, ZeroDivisionError):  # torch-pruning lost count of channels behind a split
+            axes = {}
         seen.update(axis.path for axis in axes if axis.makes)
-        groups.append(Group(root, channels, axes))
+        if not any(axis.path == _LOGITS for axis in axes):
+            groups.append(Group(root, max(map(len, axes.values()), default=0), axes))
     return groups
 
 
@@ -188,12 +178,30 @@ def changes(before: nn.Module, after: nn.Module) -> list[Resize]:
 
 
 _PRODUCERS = (nn.modules.conv._ConvNd, nn.Linear)
+_LOGITS = "(logits)"  # no module has such a path
+
+
+def _axes(graph: Any, layer: nn.Module, paths: Mapping[Any, str]) -> dict[Axis, list[list[int]]]:
+    """Where the outputs of `layer` lie, each channel with all that goes with it."""
+    pruner = graph.get_pruner_of_module(layer)
+    channels = pruner.get_out_channels(layer)
+    axes: dict[Axis, list[list[int]]] = {}
+    for item in graph.get_pruning_group(layer, pruner.prune_out_channels, range(channels)):
+        target, shrink = item.dep.target, item.dep.handler
+        if target.module not in paths:  # an operation without weights
+            continue
+        entries: list[list[int]] = [[] for _ in range(channels)]
+        for index, channel in zip(item.idxs, item.root_idxs, strict=True):
+            entries[channel].append(index)
+        makes = graph.is_out_channel_pruning_fn(shrink)
+        axes[Axis(paths[target.module], shrink, target.pruning_dim, makes)] = entries
+    return axes
 
 
 def _lively(net: nn.Module, x: Tensor) -> nn.Module:
     """A copy in which no branch is mute: timm begins residual branches with scales of zero, which hide any mistake."""
     made = copy.deepcopy(net).train().requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(0)
         for parameter in made.parameters():
             if parameter.dim() == 1:
@@ -207,14 +215,11 @@ def _lively(net: nn.Module, x: Tensor) -> nn.Module:
 
 def _agree(net: nn.Module, x: Tensor, removal: Removal) -> bool:
     try:
-        small = sliced(net, removal)
-        with inference(small):
-            found = small(x)
+        small, full = sliced(net, removal), silenced(net, removal)
+        with inference(small), inference(full):
+            found, expected = small(x), full(x)
     except Exception:  # whatever a net or a wrong index raises: this cannot be sliced
         return False
-    full = silenced(net, removal)
-    with inference(full):
-        expected = full(x)
     if found.shape != expected.shape:
         return False
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())

@@ -25,15 +25,6 @@ _FACTORS = {
     "QLinearConv": (0, 3),
     "QLinearMatMul": (0, 3),
 }
-# the inputs that are scales and zero points
-_SCALES = {
-    "QuantizeLinear": (1, 2),
-    "DequantizeLinear": (1, 2),
-    "ConvInteger": (2, 3),
-    "MatMulInteger": (2, 3),
-    "QLinearConv": (1, 2, 4, 5, 6, 7),
-    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
-}
 
 
 class Count(NamedTuple):
@@ -70,9 +61,9 @@ def _arrays(graph: GraphProto) -> dict[str, Any]:
 
 
 def _quantisation(graph: GraphProto) -> set[str]:
-    """Names of scales and zero points: inputs of quantising operators, or named so beside a quantised weight."""
-    inputs = ((node.input, _SCALES.get(node.op_type, ())) for node in graph.node)
-    names = {names[place] for names, places in inputs for place in places if place < len(names)}
+    """Names of scales and zero points: inputs of quantising operators, or named so beside a quantised tensor."""
+    coders = (node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
+    names = {name for node in coders for name in node.input[1:]}
     stems = [tensor.name.removesuffix("_quantized") for tensor in graph.initializer if "_quantized" in tensor.name]
     return names | {stem + end for stem in stems for end in ("_scale", "_zero_point")}
 

@@ -74,6 +74,7 @@ class Prune:
                 break
             able = [group for group in able if group not in removal or group in right]
         small = channels.sliced(model.net, removal)
+        _retell(small)
         made = copy.deepcopy(model)
         students.edit(made, channels.changes(model.net, small), small.state_dict())
         kept = {by: _cost(made, shape, by) / _cost(reference, shape, by) for by in KINDS}
@@ -144,6 +145,15 @@ def _groups(model: students.Classifier, x: Tensor) -> list[Group]:
     except Exception as error:  # torch-pruning raises anything on nets that it does not follow
         why = f"torch-pruning cannot follow this net ({type(error).__name__}: {error})"
         raise InputError("stages", "prune", why) from error
+
+
+def _retell(net: nn.Module) -> None:
+    """timm's nets keep the width of their features in numbers of their own."""
+    classifier = getattr(net, "get_classifier", nn.Identity)()
+    features = getattr(classifier, "in_features", None)
+    for name in ("num_features", "head_hidden_size"):
+        if features is not None and name in vars(net):
+            setattr(net, name, features)
 
 
 def _images(model: students.Classifier, shape: Shape, seed: int) -> Tensor:

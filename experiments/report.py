@@ -19,7 +19,6 @@ from rich.console import Console
 
 from compress import Export, OnnxModel, latency, load_artefact, measure as measure_cost
 from experiments import cli
-from experiments.render import html, markdown, plots, table, words
 from experiments.steps import Outcome, chain
 from kd.checkpoint import atomic_write
 from kd.console import say
@@ -69,6 +68,8 @@ def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
     times = latency(models, shape, seconds=config.latency_seconds, threads=config.threads)
     answers = {name: {split: _logits(model, data, split) for split in ("val", "test")} for name, model in models.items()}
     rows = [_row(step, out, models, answers, times, data) for step in steps]
+    from experiments.render import words
+
     _ratios(rows)
     for row, notes in zip(rows, words.problems(rows), strict=True):
         row["notes"] = [*row["notes"], *notes]
@@ -94,6 +95,8 @@ def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
 
 def write(report: dict[str, Any], out: Path) -> None:
     """report.json and its renderings."""
+    from experiments.render import html, markdown, plots
+
     images = {"front.png": plots.front(report), "curves.png": plots.curves(report)}
     for name, content in images.items():
         atomic_write(out / name, content)
@@ -104,6 +107,8 @@ def write(report: dict[str, Any], out: Path) -> None:
 
 def show(out: Path) -> None:
     """The final table, in the terminal."""
+    from experiments.render import table
+
     Console().print(table.render(json.loads((out / "report.json").read_text())))
     say(f"the report: {out / 'report.html'}")
 

@@ -52,6 +52,12 @@ class SearchConfig:
         for name in ("trials", "startup"):
             if getattr(self, name) <= 0:
                 raise InputError(f"search.{name}", getattr(self, name), "must be above 0")
+        for name in ("width", "depth"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise InputError(
+                    f"search.{name}", (low, high), "must be a lowest and a highest factor, above 0, in order"
+                )
         if self.within < 0:
             raise InputError("search.within", self.within, "must be 0 or above")
         if self.sampler not in SAMPLERS:

@@ -50,9 +50,7 @@ def _mend(journal: Path) -> None:
         if line.endswith(b"\n") and _is_json(line):
             continue
         if number < len(lines) - 1:
-            raise InputError(
-                "search", str(journal), f"line {number + 1} is corrupted: remove it to search anew"
-            )
+            raise InputError("search", str(journal), f"line {number + 1} is corrupted: remove it to search anew")
         with journal.open("r+b") as file:
             file.truncate(sum(map(len, lines[:-1])))
 

@@ -7,27 +7,16 @@ from dataclasses import replace
 
 import optuna
 
-from kd.errors import InputError
 from students import Blueprint
 
 Space = Callable[[optuna.Trial], Blueprint]
 Range = tuple[float, float]
 
 
-def uniform(
-    base: Blueprint, *, width: Range = (0.25, 1.0), depth: Range = (0.34, 1.0)
-) -> Space:
-    """Students like `base`, width and depth each a factor from a range (lowest, highest).
-
-    Raises InputError for an empty range.
-    """
-    for field, (low, high) in (("width", width), ("depth", depth)):
-        if not 0 < low <= high:
-            raise InputError(f"search.{field}", (low, high), "must be a lowest and a highest factor, above 0, in order")
+def uniform(base: Blueprint, *, width: Range = (0.25, 1.0), depth: Range = (0.34, 1.0)) -> Space:
+    """Students like `base`, width and depth each a factor from a range (lowest, highest)."""
 
     def space(trial: optuna.Trial) -> Blueprint:
-        return replace(
-            base, width=trial.suggest_float("width", *width), depth=trial.suggest_float("depth", *depth)
-        )
+        return replace(base, width=trial.suggest_float("width", *width), depth=trial.suggest_float("depth", *depth))
 
     return space

@@ -100,7 +100,7 @@ def _judge(trial: optuna.Trial, blueprint: Blueprint, records: list[Record], bud
     model = blueprint.build(device="meta")
     params = sum(parameter.numel() for parameter in model.parameters())
     size = blueprint.image_size
-    record = {
+    record: Record = {
         "suggested": trial.params,
         "blueprint": blueprint.to_json(),
         "width": blueprint.width,
@@ -110,8 +110,10 @@ def _judge(trial: optuna.Trial, blueprint: Blueprint, records: list[Record], bud
         "top1": None,
         "seconds": None,
     }
+    # factors that round to the same channels and blocks make the same network
     shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
-    record["key"] = hashlib.sha256(repr((blueprint.name, size, record["macs"], shapes)).encode()).hexdigest()[:16]
+    unscaled = replace(blueprint, width=1.0, depth=1.0)
+    record["key"] = hashlib.sha256(repr((unscaled, record["macs"], shapes)).encode()).hexdigest()[:16]
     excess = budget.excess(params, record["macs"])
     for limit, value in excess.items():
         trial.set_constraint(limit, value)
@@ -138,7 +140,7 @@ def _train(
         torch.manual_seed(seed)
         regime = Offline(Blueprint.from_json(record["blueprint"]).build(), teacher, objective())
     try:
-        short = replace(config.fit, seed=seed)
+        short = config.fit
         history = fit(regime, data, short, folder / "trials" / record["key"], label=f"candidate {_words(record)}")
     except DivergedError as error:
         say(str(error))

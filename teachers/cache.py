@@ -130,7 +130,7 @@ class Cached:
 
 
 def _mark(rows: np.ndarray) -> np.uint64:
-    return np.uint64(1 << 32 | zlib.crc32(np.ascontiguousarray(rows)))  # never 0, which a new file is full of
+    return np.uint64(1 << 32 | zlib.crc32(rows.tobytes()))  # never 0, which a new file is full of
 
 
 def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:

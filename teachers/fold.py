@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,12 +95,12 @@ def _readers(output: Tensor) -> Counter[Any]:
 @torch.no_grad()
 def _fuse(layer: _Call, norm: _Call) -> nn.Module | None:
     """The layer that does the work of both; None where it does not (a layer that standardises its weights)."""
-    module: Any = layer.module
-    if norm.module.running_mean is None:
+    module, bn = cast(Any, layer.module), cast(_BatchNorm, norm.module)
+    if bn.running_mean is None:
         return None
-    fused = (fuse_linear_bn_eval if isinstance(module, nn.Linear) else fuse_conv_bn_eval)(module, norm.module)
+    fused = (fuse_linear_bn_eval if isinstance(module, nn.Linear) else fuse_conv_bn_eval)(module, bn)
     x = layer.input.detach()
-    whole, parts = _after(norm.module)(fused(x.clone())), norm.module(module(x.clone()))
+    whole, parts = _after(bn)(fused(x.clone())), bn(module(x.clone()))
     return fused if _close(whole, parts) else None
 
 

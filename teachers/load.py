@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -47,17 +50,15 @@ def load(
 
     Raises InputError where the source cannot be read, or the teacher knows another number of classes.
     """
-    if not isinstance(source, str):
-        kinds = {"classes": classes, "channels": channels, "image_size": image_size}
-        return Ensemble([_one(each, architecture=architecture, normalize=normalize, **kinds) for each in source])
-    return _one(
-        source,
+    one = partial(
+        _one,
         classes=classes,
         channels=channels,
         image_size=image_size,
         architecture=architecture,
         normalize=normalize,
     )
+    return one(source) if isinstance(source, str) else Ensemble([one(each) for each in source])
 
 
 def _one(
@@ -70,7 +71,8 @@ def _one(
 ) -> Teacher:
     path = Path(source)
     if path.is_dir():
-        model = students.load(_model_folder(path))
+        with _telling({"model": "teacher.source", "blueprint": "teacher.source"}):
+            model = students.load(_model_folder(path))
     elif path.suffix in FILES:
         model = _from_weights(path, classes, image_size, architecture, normalize)
     else:
@@ -102,7 +104,7 @@ def _pretrained(name: str, classes: int, image_size: int | None) -> students.Cla
     if found != classes:
         raise _other_classes(name, found, classes)
     say(f"loading the pretrained weights of {name}")
-    with _as("teacher.source", name):
+    with _telling({"student.name": "teacher.source"}):
         return students.create(name, num_classes=classes, image_size=image_size, pretrained=True)
 
 
@@ -131,7 +133,7 @@ def _from_weights(
     if normalize is None:
         raise InputError("teacher.normalize", "null", f"{bare}: give the mean and std of its inputs")
     weights = _read(path)
-    with _as("teacher.architecture", architecture):
+    with _telling({"student.name": "teacher.architecture", "normalize": "teacher.normalize"}):
         model = students.create(
             architecture, num_classes=classes, in_chans=len(normalize[0]), image_size=image_size, normalize=normalize
         )
@@ -139,7 +141,7 @@ def _from_weights(
     others = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
     if others and all(_is_head(weights[name], expected[name], classes) for name in others):
         raise _other_classes(str(path), len(weights[others[0]]), classes)
-    with _as("teacher.source", str(path)):
+    with _telling({"model": "teacher.source"}):
         # counts of training steps, on which no answer depends, may be missing
         students.load_weights(model, weights, str(path), optional="num_batches_tracked")
     return model
@@ -151,21 +153,23 @@ def _is_head(found: Tensor, expected: Tensor, classes: int) -> bool:
 
 
 @contextmanager
-def _as(field: str, value: str) -> Iterator[None]:
-    """Errors told of the field that the user gave."""
+def _telling(names: dict[str, str]) -> Iterator[None]:
+    """Errors about a field of students are told of the field that the user gave."""
     try:
         yield
     except InputError as error:
-        raise InputError(field, value, error.allowed) from error
+        raise InputError(names.get(error.field, error.field), error.value, error.allowed) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file, by name. No code in it is run."""
+    content: Any
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # what is odd about a file is said once, in the error
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         allowed = "holds pickled code, which is never run: save its state_dict()"
         raise InputError("teacher.source", str(path), allowed) from error

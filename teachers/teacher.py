@@ -87,7 +87,7 @@ class Teacher:
 
 def _frozen(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model).eval().requires_grad_(False)
-    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return copied.to(memory_format=torch.channels_last)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -19,9 +19,7 @@ Child = str | Iterable["Child"] | None
 
 def element(tag: str, *children: Child, **attributes: str | None) -> Markup:
     """`<tag attributes>children</tag>`. None and empty attributes are left out; `class_` is class, `aria_label` aria-label."""
-    pairs = (
-        f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items() if value
-    )
+    pairs = (f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items() if value)
     opening = f"<{tag}{''.join(pairs)}>"
     return Markup(opening if tag in VOID else f"{opening}{join(children)}</{tag}>")
 

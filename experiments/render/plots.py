@@ -42,6 +42,13 @@ PLOTS = (
 )
 
 
+def shown(report: Report) -> list[Plot]:
+    """The plots that have something to show."""
+    front_plot, curves_plot = PLOTS
+    searched, trained = bool(report["front"] or report["trials"]), any(report["curves"].values())
+    return [plot for plot, there in ((front_plot, searched), (curves_plot, trained)) if there]
+
+
 def front(report: Report) -> bytes:
     """Top-1 on validation (percent) against MACs (millions, logarithmic)."""
     figure = _figure(8.0, 4.6)

@@ -44,7 +44,9 @@ def test_l2_is_the_sum_of_norms_over_layers_and_finds_the_planted_channel():
 
 def test_bn_looks_at_scales_alone_whatever_their_sign():
     weights = planted()
-    loud = Weights([torch.full((CHANNELS, 9), 7.0), *(10 * matrix.flip(0) for matrix in weights.matrices)], weights.scales)
+    loud = Weights(
+        [torch.full((CHANNELS, 9), 7.0), *(10 * matrix.flip(0) for matrix in weights.matrices)], weights.scales
+    )
 
     assert bn(loud).argmin() == PLANTED
     assert torch.equal(bn(loud), weights.scales[0].abs() + weights.scales[1].abs())

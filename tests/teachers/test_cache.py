@@ -106,7 +106,13 @@ def _flip(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "name"),
-    [(_cut, "draw-0.f32"), (_flip, "draw-0.f32"), (_cut, "draw-0.marks"), (_flip, "draw-0.marks"), (Path.unlink, "draw-0.f32")],
+    [
+        (_cut, "draw-0.f32"),
+        (_flip, "draw-0.f32"),
+        (_cut, "draw-0.marks"),
+        (_flip, "draw-0.marks"),
+        (Path.unlink, "draw-0.f32"),
+    ],
 )
 def test_torn_rows_are_refused_and_computed_again(
     data: kd.data.Data, tmp_path: Path, spoil: Callable[[Path], None], name: str

@@ -22,11 +22,11 @@ def weights(path):
     return {name: array for name, array in arrays.items() if array.dtype == np.int8 and array.size > 64}
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet20", "mobilenetv2_050"])
-def test_nearly_all_convolutions_run_in_integers(name, tmp_path):
+@pytest.mark.parametrize(("name", "depth"), [("cifar_resnet20", 1.0), ("mobilenetv2_050", 0.34)])
+def test_nearly_all_convolutions_run_in_integers(name, depth, tmp_path):
     """MobileNetV2 has depthwise ones."""
     torch.manual_seed(0)
-    model = students.create(name, num_classes=10, image_size=32).eval()
+    model = students.create(name, num_classes=10, image_size=32, depth=depth).eval()
     images = torch.rand(8, 3, 32, 32)
     exported = write(convert(model, images, 18), tmp_path / "float.onnx")
     small = quantized(exported, "static", images, tmp_path / "int8.onnx")

@@ -153,7 +153,7 @@ def test_mixing_blends_a_sample_with_its_partner_as_augmented_for_itself(folder:
 
 
 def test_each_draw_has_other_partners(save_folder: Save) -> None:
-    data = loaded(save_folder({"train": dict.fromkeys("abcdefghijklmnop", 2)}), Augment(mixup=1e6), val_fraction=0.1)
+    data = loaded(save_folder({"train": dict.fromkeys("abcdefghijklmnop", 3)}), Augment(mixup=1e6))
     index = torch.arange(len(data.train))
     companies = [(data.view(index, draw).y > 0.1).float() for draw in (0, 1)]  # mixup of a huge alpha halves
     assert not torch.equal(*companies)

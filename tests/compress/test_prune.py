@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import students
+from compress import channels, cost
+from compress.importance import IMPORTANCES
+from compress.prune import Prune
+from kd.errors import InputError
+
+
+def create(name: str, size: int = 16, width: float = 1.0) -> students.Classifier:
+    """A net whose norms have seen something."""
+    torch.manual_seed(0)
+    model = students.create(name, num_classes=10, image_size=size, width=width, normalize=((0.4,), (0.3,)))
+    model(torch.rand(16, 3, size, size))
+    return model.eval()
+
+
+def images(size: int = 16) -> torch.Tensor:
+    return torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def shares(model: students.Classifier, pruned: students.Classifier) -> dict[str, float]:
+    size = model.blueprint.image_size
+    before, after = (cost.measure(each, (3, size, size)) for each in (model, pruned))
+    return {"macs": after.macs / before.macs, "params": after.params / before.params}
+
+
+@pytest.mark.parametrize("by", ["macs", "params"])
+@pytest.mark.parametrize("target", [0.3, 0.7])
+def test_the_target_is_met_and_reported(by, target, context):
+    model = create("cifar_resnet20")
+    pruned, report = Prune(target=target, by=by)(model, context())
+    kept = shares(model, pruned)
+
+    assert kept[by] == pytest.approx(target, abs=0.03)
+    assert {name: report.details[f"kept_{name}"] for name in kept} == pytest.approx(kept)
+    assert report.notes == ()
+    assert report.name == "prune"
+    assert report.details["groups"] == 12
+    assert report.details["whole"] == []
+    widths = report.details["widths"]
+    assert all(pruned.net.get_submodule(path).out_channels == width for path, width in widths.items())
+    assert pruned(images()).shape == (4, 10)
+
+
+def test_the_given_model_stays_as_it_was(context):
+    model = create("cifar_resnet8")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    answers, plan = model(images()), model.blueprint
+    pruned, _ = Prune()(model, context())
+    with torch.no_grad():
+        for parameter in pruned.parameters():
+            parameter.zero_()
+
+    assert model.blueprint is plan
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model(images()), answers)
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "bn"])
+def test_what_is_silent_goes_first_and_is_not_missed(importance, context):
+    model = create("cifar_resnet8")
+    dead = {1: 8, 2: 16, 3: 32}
+    with torch.no_grad():
+        for stage, count in dead.items():
+            block = model.net.get_submodule(f"layer{stage}.0")
+            block.conv1.weight[::2] = 0
+            block.bn1.weight[::2] = block.bn1.bias[::2] = 0
+            block.conv2.weight[:, ::2] = 0
+            assert count == len(block.conv1.weight[::2])
+    pruned, report = Prune(0.75, importance=importance)(model, context())
+
+    assert set(report.details["widths"]) <= {f"layer{stage}.0.conv1" for stage in dead}
+    assert report.details["kept_macs"] == pytest.approx(0.75, abs=0.03)
+    assert torch.allclose(pruned(images()), model(images()), atol=1e-5)
+
+
+def test_shortcuts_that_pad_keep_their_streams_whole(context):
+    model = create("cifar_resnet20_a")
+    pruned, report = Prune(0.5)(model, context())
+
+    assert report.details["whole"] == ["conv1"]
+    assert "Left whole" in report.notes[0]
+    assert "conv1" in report.notes[0]
+    assert shares(model, pruned)["macs"] == pytest.approx(0.5, abs=0.03)
+    assert all(path.endswith("conv1") and "." in path for path in report.details["widths"])
+    assert [pruned.net.get_submodule(f"layer{n}.1.conv2").out_channels for n in (1, 2, 3)] == [16, 32, 64]
+
+
+def test_grouped_shuffled_channels_are_left_whole_and_said_so(context):
+    model = create("cifar_shufflenetv1", 16, width=0.25)
+    pruned, report = Prune(0.5)(model, context())
+
+    assert report.details["widths"] == {}
+    assert len(report.details["whole"]) == report.details["groups"]
+    assert report.notes[-1].startswith("100% of the macs are kept instead of 50%")
+    assert torch.equal(pruned(images()), model(images()))
+
+
+def test_a_group_that_only_the_real_removal_shows_to_be_wrong_is_put_back(context, monkeypatch):
+    find = channels.find
+
+    def mistaken(net, x):
+        first, *rest = find(net, x)
+        wrong = next(group for group in rest if group.name == "layer1.0.conv1")
+        turned = {axis: e if axis.makes else [*e[1:], e[0]] for axis, e in wrong.axes.items()}
+        return [first, *(replace(group, axes=turned) if group is wrong else group for group in rest)]
+
+    monkeypatch.setattr(channels, "find", mistaken)
+    monkeypatch.setattr(channels, "separable", lambda net, x, groups: groups)
+    pruned, report = Prune(0.5)(create("cifar_resnet8"), context())
+
+    assert report.details["whole"] == ["layer1.0.conv1"]
+    assert pruned.net.get_submodule("layer1.0.conv1").out_channels == 16
+    assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.03)
+
+
+NETS = {
+    "cifar_wrn_16_1": (16, 1.0),
+    "resnet18": (32, 0.25),
+    "mobilenetv2_035": (32, 1.0),
+    "cifar_shufflenetv2": (16, 0.5),
+}
+
+
+def test_pruned_nets_reload_exactly_in_another_process(context, tmp_path):
+    for name, (size, width) in NETS.items():
+        model = create(name, size, width)
+        pruned, report = Prune(0.5)(model, context())
+        assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.03), name
+        students.save(pruned, tmp_path / name)
+        save_file({"x": images(size), "logits": pruned(images(size)).detach()}, tmp_path / name / "seen.safetensors")
+    script = """
+import sys, torch, students
+from pathlib import Path
+from safetensors.torch import load_file
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    seen = load_file(folder / "seen.safetensors")
+    with torch.no_grad():
+        print(folder.name, torch.equal(students.load(folder)(seen["x"]), seen["logits"]))
+"""
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+
+    assert run.stdout.splitlines() == [f"{name} True" for name in sorted(NETS)]
+
+
+def test_a_pruned_net_trains_and_can_be_pruned_again_relative_to_the_reference(context):
+    model = create("cifar_resnet20")
+    once, _ = Prune(0.7)(model, context())
+    once.train()(images()).sum().backward()
+    assert all(parameter.grad is not None for parameter in once.parameters())
+    twice, report = Prune(0.4)(once, context(reference=model))
+
+    assert shares(model, twice)["macs"] == pytest.approx(0.4, abs=0.03)
+    assert report.details["kept_macs"] == pytest.approx(0.4, abs=0.03)
+
+
+def test_what_is_small_enough_is_left_alone(context):
+    model = create("cifar_resnet8")
+    pruned, report = Prune(0.5)(create("cifar_resnet8"), context(reference=create("cifar_resnet20")))
+
+    assert report.details["widths"] == {}
+    assert pruned.blueprint == model.blueprint
+    assert "came in no larger" in report.notes[0]
+
+
+def test_floors_hold_and_are_named(context):
+    pruned, report = Prune(0.05, min_channels=6, round_to=4)(create("cifar_resnet8"), context())
+
+    assert set(report.details["widths"].values()) == {8}
+    assert len(report.details["widths"]) == 6
+    assert "every group keeps 6 channels or more in multiples of 4" in report.notes[0]
+    assert pruned.net.conv1.out_channels == 8
+
+
+def test_widths_are_multiples(context):
+    _, report = Prune(0.5, round_to=8)(create("cifar_resnet20"), context())
+
+    assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.05)
+    assert all(width % 8 == 0 for width in report.details["widths"].values())
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_fresh_nets_with_mute_branches_shrink_evenly(importance, context):
+    """timm begins the last norm of a block with zeros, other norms with ones: BatchNorm scales tell nothing apart."""
+    torch.manual_seed(0)
+    model = students.create("resnet18", num_classes=10, image_size=32, width=0.25)
+    _, report = Prune(0.5, importance=importance)(model, context())
+
+    assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.03)
+    assert len(report.details["widths"]) == report.details["groups"]
+    assert min(report.details["widths"].values()) > 4
+
+
+def test_random_choices_follow_the_seed(context):
+    model = create("cifar_resnet8")
+    first, again, other = (Prune(importance="random")(model, context(seed=seed))[0](images()) for seed in (0, 0, 1))
+
+    assert torch.equal(first, again)
+    assert first.shape == other.shape
+    assert not torch.equal(first, other)
+
+
+def test_timms_protocol_tells_the_new_width(context):
+    model = create("resnet18", 32, width=0.25)
+    pruned, _ = Prune(0.5)(model, context())
+
+    assert pruned.num_features == pruned.get_classifier().in_features < model.num_features
+    assert pruned.blueprint.build().num_features == pruned.num_features
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("target", 0, "must be above 0 and below 1"),
+        ("target", 1.0, "must be above 0 and below 1"),
+        ("by", "latency", "must be macs or params"),
+        ("importance", "taylor", "must be one of l1, l2, bn, random"),
+        ("min_channels", 0, "must be 1 or more"),
+        ("round_to", 0, "must be 1 or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(field, value, allowed):
+    with pytest.raises(InputError, match=rf"^prune\.{field}: {value}: {allowed}"):
+        Prune(**{field: value})
+
+
+def test_only_a_classifier_has_channels(context):
+    with pytest.raises(InputError, match="stages: prune: must come before export"):
+        Prune()(torch.nn.Linear(2, 2), context())
