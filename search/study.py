@@ -140,7 +140,7 @@ def _train(
         torch.manual_seed(seed)
         regime = Offline(Blueprint.from_json(record["blueprint"]).build(), teacher, objective())
     try:
-        short = config.fit
+        short = replace(config.fit, seed=seed)
         history = fit(regime, data, short, folder / "trials" / record["key"], label=f"candidate {_words(record)}")
     except DivergedError as error:
         say(str(error))

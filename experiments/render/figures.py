@@ -22,15 +22,15 @@ def _or_missing(form: Callable[[float], str]) -> Form:
 def _significant(value: float) -> str:
     if value == 0:
         return "0"
-    decimals = 2 - math.floor(math.log10(abs(value)))
-    return f"{round(value, decimals):.{max(decimals, 0)}f}"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:.{max(2 - math.floor(math.log10(abs(rounded))), 0)}f}"
 
 
 def _scaled(value: float, units: Sequence[str]) -> str:
     power = 0
     while value >= 999.5 and power < len(units) - 1:  # 999.6 would be shown as 1000
         value, power = value / 1000, power + 1
-    return f"{_significant(value)} {units[power]}".rstrip()
+    return f"{_significant(value) if power else round(value)} {units[power]}".rstrip()
 
 
 @_or_missing

@@ -6,11 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from experiments.render import words
-from experiments.render.columns import ACCURACY, BATCH_1, BATCH_32, RATIOS, SIZE, TIME
-from experiments.render.plots import shown
+from experiments.render.columns import TABLES
+from experiments.render.plots import PLOTS
 from experiments.render.words import Report
-
-TABLES = (("Accuracy and size", (ACCURACY, SIZE)), ("Latency and gains", (BATCH_1, BATCH_32, RATIOS, TIME)))
 
 
 def render(report: Report) -> str:
@@ -19,26 +17,30 @@ def render(report: Report) -> str:
 
 
 def _blocks(report: Report) -> Iterator[str]:
-    rows = report["rows"]
     yield f"# {_escape(report['title'])}"
     yield _escape(words.headline(report))
     for title, groups in TABLES:
         columns = [column for group in groups for column in group.columns]
         yield f"## {title}"
-        cells = ([_escape(row["name"]), *(column.cell(row) for column in columns)] for row in rows)
-        yield _table(["step", *(_escape(column.title) for column in columns)], cells)
-    yield _escape(words.about_measures(report))
-    notes = words.notes(report)
-    if notes:
-        yield "## Worth knowing"
-        yield "\n".join(f"- {f'**{_escape(name)}**: ' if name else ''}{_escape(note)}" for name, note in notes)
-    for plot in shown(report):
-        yield f"![{plot.title}. {plot.caption}]({plot.file})"
-    yield "## How it was made"
-    yield _escape(words.about_data(report))
+        yield _table(
+            ["artefact", *(column.alone for column in columns)],
+            ([_escape(row["name"]), *(column.cell(row) for column in columns)] for row in report["rows"]),
+        )
+    yield words.LEGEND
+    yield "## Notes"
+    notes = [f"- **{_escape(row['name'])}**: {_escape(note)}" for row in report["rows"] for note in row["notes"]]
+    notes += [f"- {_escape(note)}" for note in report["notes"]]
+    yield "\n".join(notes) or "None."
+    for plot in PLOTS:
+        yield f"## {plot.title}"
+        yield f"![{plot.caption}]({plot.file})"
+    yield "## Data"
+    yield " ".join(map(_escape, (words.data(report), *report["data"]["notes"])))
+    yield "## Environment"
+    yield "\n".join(f"- {_escape(name)}: {_escape(fact)}" for name, fact in words.environment(report))
+    yield "## Command"
+    yield f"Seed: {words.plain(report['seed'])}."
     yield _code(report["command"])
-    facts = ([_escape(label), _escape(value)] for label, value in words.about_environment(report))
-    yield _table(["what", "which"], facts)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -42,13 +42,6 @@ PLOTS = (
 )
 
 
-def shown(report: Report) -> list[Plot]:
-    """The plots that have something to show."""
-    front_plot, curves_plot = PLOTS
-    searched, trained = bool(report["front"] or report["trials"]), any(report["curves"].values())
-    return [plot for plot, there in ((front_plot, searched), (curves_plot, trained)) if there]
-
-
 def front(report: Report) -> bytes:
     """Top-1 on validation (percent) against MACs (millions, logarithmic)."""
     figure = _figure(8.0, 4.6)
@@ -62,8 +55,14 @@ def front(report: Report) -> bytes:
         if points:
             axes.plot([point["macs"] / 1e6 for point in points], [max(_top1(p), floor) for p in points], **style)
 
-    draw(others, marker="o", linestyle="", color=OTHERS, markersize=5, label="candidates")
-    draw(sorted(best, key=lambda point: point["macs"]), marker="o", color=FRONT, markersize=5, label="front")
+    draw(others, marker="o", linestyle="", color=OTHERS, markersize=5, label="other candidates")
+    draw(
+        sorted(best, key=lambda point: point["macs"]),
+        marker="o",
+        color=FRONT,
+        markersize=5,
+        label="front of the search",
+    )
     student = next((row for row in rows if row["kind"] == "student"), None)
     chosen = [point for point in best if student and _same(point, student)]
     draw(chosen, marker="o", linestyle="", color="none", markeredgecolor="black", markersize=13, label="chosen")
@@ -75,7 +74,10 @@ def front(report: Report) -> bytes:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(_sparse())
-    _finish(axes, "MACs for one image, millions", "top-1 on validation, %", empty=not (best or others or rows))
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    _finish(
+        axes, "MACs for one image, millions", "top-1 on validation, %", empty=not (best or others or rows), **beside
+    )
     return _png(figure)
 
 
@@ -101,7 +103,7 @@ def _lines(curves: Mapping[str, Any], key: str) -> Iterator[tuple[str, list[int]
             yield name, [point["epoch"] for point in known], [point[key] for point in known]
 
 
-def _top1(point: Mapping[str, Any]) -> float | None:
+def _top1(point: Mapping[str, Any]) -> Any:
     """Of a candidate or a row."""
     return point.get("top1_val", point.get("top1"))
 
@@ -131,7 +133,7 @@ def _sparse() -> Any:
     return LogFormatter(minor_thresholds=(2, 0.5))
 
 
-def _finish(axes: Axes, across: str, up: str, *, empty: bool) -> None:
+def _finish(axes: Axes, across: str, up: str, *, empty: bool, **legend: Any) -> None:
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.spines[["top", "right"]].set_visible(False)
@@ -140,7 +142,7 @@ def _finish(axes: Axes, across: str, up: str, *, empty: bool) -> None:
     if empty:
         axes.text(0.5, 0.5, "nothing to show", transform=axes.transAxes, ha="center", color="#666666")
     else:
-        axes.legend(frameon=False, fontsize=8, loc="best")
+        axes.legend(frameon=False, fontsize=8, **legend)
 
 
 def _png(figure: Figure) -> bytes:

@@ -47,7 +47,7 @@ def test_select_takes_the_smallest_near_the_best_without_a_budget() -> None:
 
 
 def test_select_takes_the_most_accurate_within_a_budget() -> None:
-    points = [point(90, 9), point(89.5, 5, params=99), point(89.5, 4, params=99), point(88, 3, params=5)]
+    points = [point(90, 9), point(89.5, 5, params=99), point(89.5, 4, params=99), point(89, 3, params=5)]
     assert select(points, Budget(macs=5), within=1.0) == points[2]
     assert select(points, Budget(params=5), within=1.0) == points[3]
 

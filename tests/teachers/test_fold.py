@@ -111,6 +111,21 @@ def test_leaves_a_norm_alone_where_folding_would_change_the_answers(model: nn.Mo
     assert folded(model, torch.rand(2, 3, 8, 8)) is model
 
 
+def test_folds_the_rest_around_a_norm_that_must_stay() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.plain = Shortcut(), Net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.stem(x) + self.plain(x)
+
+    model = lived_in(Both())
+    result = folded(model, torch.rand(2, 3, 8, 8))
+    assert (norms(result.stem), norms(result.plain)) == (1, 0)
+    assert worst(model, result) < 1e-5
+
+
 def test_a_linear_layer_absorbs_its_norm() -> None:
     model = lived_in(nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)))
     result = folded(model, torch.rand(2, 3, 4, 4))

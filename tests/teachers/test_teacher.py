@@ -64,13 +64,14 @@ def test_ports_tell_the_shapes_of_what_it_gives() -> None:
     assert ports.stages == tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
 
 
-def test_works_at_its_own_resolution() -> None:
-    model, x = net().eval(), view(size=8).x
+@pytest.mark.parametrize("size", [8, 80])
+def test_works_at_its_own_resolution(size: int) -> None:
+    model, x = net().eval(), view(size=size).x
     teacher = Teacher(model, image_size=32)
     with torch.no_grad():
         expected = model(F.interpolate(x, (32, 32), mode="bilinear", antialias=True))
     torch.testing.assert_close(teacher.predict(x), expected, rtol=1e-4, atol=1e-5)
-    assert teacher.ports(facts(size=8)) == Teacher(model).ports(facts(size=32))
+    assert teacher.ports(facts(size=size)) == Teacher(model).ports(facts(size=32))
 
 
 def test_sees_grey_images_with_the_channel_repeated() -> None:
