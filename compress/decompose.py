@@ -65,7 +65,8 @@ class Tucker(NamedTuple):
 def mode_energies(weight: Tensor, white: Whitening | None = None) -> tuple[Tensor, Tensor]:
     """Energies of the output mode and of the (whitened) input mode of (outputs, inputs, k, k), largest first."""
     whitened = _whitened(weight.double(), white)
-    return tuple(torch.linalg.eigvalsh(_gram(whitened, mode)).flip(0).clamp(min=0) for mode in (0, 1))  # type: ignore[return-value]
+    outer, inner = (torch.linalg.eigvalsh(_gram(whitened, mode)).flip(0).clamp(min=0) for mode in (0, 1))
+    return outer, inner
 
 
 def tucker(weight: Tensor, ranks: tuple[int, int], white: Whitening | None = None) -> Tucker:

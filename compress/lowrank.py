@@ -41,7 +41,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to have a layer: `ranks` of its factors (none: as it is), what it costs, which share of energy it loses."""
+    """One way to have a layer: ranks of its factors (none: as it is), what it costs, the share of energy it loses."""
 
     ranks: tuple[int, ...]
     cost: int
@@ -113,12 +113,14 @@ def _cost(model: nn.Module, shape: tuple[int, int, int], by: By) -> int:
 
 def _candidates(net: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     for path, module in net.named_modules():
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear or (type(module) is nn.Conv2d and _splits(module)):
             yield path, module
-        # subclasses (same padding, standardised weights) compute something else
-        elif type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
-            if module.kernel_size != (1, 1) or module.padding in ((0, 0), "valid"):
-                yield path, module
+
+
+def _splits(conv: nn.Conv2d) -> bool:
+    """Whether a product of convolutions can stand for this one."""
+    padded = conv.kernel_size == (1, 1) and conv.padding not in ((0, 0), "valid")
+    return conv.groups == 1 and conv.padding_mode == "zeros" and not padded
 
 
 def _look(model: students.Classifier, images: Tensor, whiten: bool) -> list[Layer]:
@@ -209,7 +211,7 @@ def _replace(model: students.Classifier, layer: Layer, choice: Choice) -> None:
     """Put the factors of `choice` into the model."""
     module, weight = layer.module, layer.module.weight.detach()
     bias = module.bias is not None
-    outs, ins = weight.shape[:2]
+    outs, ins, *kernel = weight.shape
     if layer.is_matrix:
         parts: Spectrum = spectrum(weight.flatten(1), _white(layer))
         left, right = parts.cut(choice.ranks[0])
@@ -228,7 +230,7 @@ def _replace(model: students.Classifier, layer: Layer, choice: Choice) -> None:
         shape = {name: _plain(getattr(module, name)) for name in ("stride", "padding", "dilation")}
         rows = [
             _conv(ins, inner, 1),
-            _conv(inner, outer, list(module.kernel_size), **shape),
+            _conv(inner, outer, list(kernel), **shape),
             _conv(outer, outs, 1, bias=bias),
         ]
     weights = {}

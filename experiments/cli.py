@@ -18,6 +18,7 @@ from kd.console import say
 from kd.errors import DivergedError, InputError
 
 Config = TypeVar("Config")
+Main = Callable[[Config, str], None]
 RECIPES = Path(__file__).parent / "recipes"
 WHOLE = {"data.augment"}  # optional, so either null or all of it
 
@@ -47,8 +48,11 @@ def _dotted(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def run(command: str, config_type: type[Config], main: Callable[[Config, str], None], argv: Sequence[str] | None = None) -> int:
-    """Parse, run `main(config, resolved YAML)`, and return the exit status: 0, 1 (diverged), 2 (bad input), 130 (Ctrl-C)."""
+def run(command: str, config_type: type[Config], main: Main[Config], argv: Sequence[str] | None = None) -> int:
+    """Parse and call `main(config, resolved YAML)`.
+
+    Returns the exit status: 0, 1 (training diverged), 2 (bad input) or 130 (Ctrl-C), each but 0 with a line on stderr.
+    """
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     try:
         made = parser(command, config_type)

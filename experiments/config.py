@@ -87,7 +87,7 @@ class ObjectiveConfig:
 
 
 def blueprint(name: str, width: float, depth: float, data: Data) -> Blueprint:
-    """What `students.create` would build for this data: its classes, channels and size, normalised by its statistics."""
+    """The net for this data: its classes, its channels and size, normalised by its statistics."""
     facts = data.facts
     height, breadth = facts.image_size
     if height != breadth:

@@ -10,28 +10,54 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "optuna", "tensorly", "onnx", "onnxruntime")
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "datasets",
+    "optuna",
+    "tensorly",
+    "torch-pruning",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+)
+# What decides how fast int8 and bf16 are; ARM's dot products go by another name.
+INSTRUCTIONS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
 
 
 def describe() -> dict[str, Any]:
-    """Versions, processor, threads, memory (GiB), git revision and the time (UTC), as JSON; None where not known."""
+    """Versions, processor, threads, memory (GiB), git revision and the time (UTC), as JSON; None where unknown."""
     import torch
 
-    cpu = _cpu()
+    processor, flags = _processor()
     revision = _revision()
     return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
-        "processor": cpu.get("model name") or platform.processor() or platform.machine(),
-        "instructions": [flag for flag in FLAGS if flag in cpu.get("flags", "").split()],
+        "packages": {name: _version(name) for name in PACKAGES},
+        "system": f"{_system()}, {platform.machine()}",
+        "processor": processor,
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
+        "accelerators": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory(),
-        "system": f"{platform.system()} {platform.machine()}",
         "git": revision,
         "git_modified": None if revision is None else bool(_git("status", "--porcelain")),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -42,11 +68,20 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> dict[str, str]:
-    """What Linux says of the last core; nothing on other systems."""
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return f"{platform.system()} {platform.release()}"
+
+
+def _processor() -> tuple[str, set[str]]:
+    """The processor's name and what it can do, as far as the system tells."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    pairs = (line.partition(":") for line in path.read_text().splitlines()) if path.exists() else ()
+    entries = {name.strip(): value.strip() for name, _, value in pairs}
+    name = entries.get("model name") or platform.processor() or platform.machine()
+    return name, set(entries.get("flags", entries.get("Features", "")).split())
 
 
 def _memory() -> float | None:
@@ -57,15 +92,16 @@ def _memory() -> float | None:
 
 
 def _revision() -> str | None:
-    """The commit of the checkout that this file is a part of: of no other, where an installed copy may lie."""
+    """The commit of the checkout that this file is part of; an installed copy may lie in another one."""
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
     return None if tracked is None else _git("rev-parse", "HEAD")
 
 
 def _git(*arguments: str) -> str | None:
-    here = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

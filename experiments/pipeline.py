@@ -59,7 +59,9 @@ class PipelineConfig:
 
 def main(config: PipelineConfig, resolved: str) -> None:
     if PartialState().num_processes > 1:
-        raise InputError("num_processes", PartialState().num_processes, "the pipeline is one process; distill takes many")
+        raise InputError(
+            "num_processes", PartialState().num_processes, "the pipeline is one process; distill takes many"
+        )
     data, seed, objective = load_data(config.data), config.seed, config.objective.build(config.loss)
     train_teacher.check(config.teacher, data)
     search.check(config.search, data)

@@ -17,7 +17,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from compress import Export, OnnxModel, latency, load_artefact, measure as measure_cost
+from compress import Export, OnnxModel, latency, load_artefact
+from compress import measure as measure_cost
 from experiments import cli
 from experiments.steps import Outcome, chain
 from kd.checkpoint import atomic_write
@@ -66,7 +67,9 @@ def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
     models = {step["name"]: _deployed(out, step["name"], data) for step in steps}
     say("report: latencies, the artefacts taking turns")
     times = latency(models, shape, seconds=config.latency_seconds, threads=config.threads)
-    answers = {name: {split: _logits(model, data, split) for split in ("val", "test")} for name, model in models.items()}
+    answers = {
+        name: {split: _logits(model, data, split) for split in ("val", "test")} for name, model in models.items()
+    }
     rows = [_row(step, out, models, answers, times, data) for step in steps]
     from experiments.render import words
 
@@ -172,7 +175,7 @@ def _describe(data: Data) -> dict[str, Any]:
         "classes": facts.classes,
         "channels": facts.channels,
         "image_size": list(facts.image_size),
-        "notes": [],
+        "notes": list(data.notes),
     }
 
 

@@ -24,7 +24,6 @@ from kd.checkpoint import atomic_write
 from kd.console import say
 from kd.errors import InputError
 
-
 MARKER = "step.json"
 
 

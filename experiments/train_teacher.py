@@ -1,6 +1,6 @@
 """Get the teacher: train it on the data, or load what `--teacher.source` names, and keep it as a model folder.
 
-Example: python -m experiments.train_teacher --out runs/teacher --data.source digits --teacher.architecture cifar_resnet20
+Example: python -m experiments.train_teacher --out runs/teacher --teacher.architecture cifar_resnet20
 """
 
 from __future__ import annotations

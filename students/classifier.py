@@ -17,7 +17,7 @@ _OF_NET = ("forward_head", "get_classifier", "feature_info", "num_features")
 class Classifier(nn.Module):
     """A net that normalises for itself: (N, C, H, W) images in [0, 1] to (N, classes) logits.
 
-    What timm's protocol offers of the net, the classifier offers too, on images in [0, 1]; what the net lacks is lacking.
+    What timm's protocol offers of the net, the classifier offers too, on images in [0, 1]; what it lacks is lacking.
 
     Attributes:
         net: the net of timm, torchvision or the CIFAR zoo.

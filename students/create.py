@@ -30,7 +30,7 @@ def create(
         pretrained: with the published weights; at width and depth 1 only.
         normalize: mean and std of pixels, a value a channel; None: those of the published weights, or none at all.
 
-    Raises InputError for an unknown name, a factor that the net cannot take, images too small, weights that cannot be had.
+    Raises InputError for an unknown name, a factor that the net cannot take, images too small, weights not to be had.
     """
     known = zoo.published(name)
     if pretrained and (width, depth) != (1, 1):

@@ -1,4 +1,4 @@
-"""Edits: what pruning and factorising did to a net, as plain values that repeat it without a trace and without pickle."""
+"""Edits: what pruning and factorising did to a net, as plain values that repeat it without tracing or pickle."""
 
 from __future__ import annotations
 
@@ -131,5 +131,5 @@ def _like(old: Tensor, shape: Sequence[int]) -> Tensor:
     """A tensor of another shape, drawn with the mean and the deviation of the old one."""
     new = old.new_empty(shape)
     if old.is_floating_point() and not old.is_meta:
-        new.normal_(float(old.mean()), float(old.std(correction=0)))
+        new.normal_(float(old.detach().mean()), float(old.detach().std(correction=0)))
     return new.detach()

@@ -1,7 +1,7 @@
 """Small images: nets made for 224 pixels reduce 32 times, and would see one pixel of a small image.
 
-Up to 64 pixels the first reductions of a net are eased, one halving after the other, until its last map has the side that its
-family asks for or nothing is left to ease. What is done is a function of the net and the image size alone.
+Up to 64 pixels the first reductions of a net are eased, one halving after the other, until its last map has the side
+that its family asks for or nothing is left to ease. What is done is a function of the net and the image size alone.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def patches(patch_size: int, image_size: int) -> int:
 def ease(net: Any, channels: int, image_size: int, last: int) -> None:
     """Take reductions out of the stem of `net`, in place, until the last map of such an image has `last` pixels a side.
 
-    `net` follows timm's protocol; its feature_info tells the new reductions. Convolutions and pools that see the largest
-    image are eased together, so that branches still fit; a pool that reduces no more is removed, and an even
+    `net` follows timm's protocol; its feature_info tells the new reductions. Convolutions and pools that see the
+    largest image are eased together, so that branches still fit; a pool that reduces no more is removed, and an even
     kernel loses a row and a column, because it could not keep the size.
     """
     if image_size > SMALL:

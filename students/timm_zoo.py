@@ -38,7 +38,7 @@ def config(name: str) -> Any:
 def build(
     name: str, num_classes: int, in_chans: int, image_size: int, width: float, depth: float, pretrained: bool
 ) -> nn.Module:
-    """The net, scaled, its stem eased where images are small. Raises InputError where it cannot be scaled or fetched."""
+    """The net, scaled, its stem eased where images are small. Raises InputError where that cannot be."""
     timm = _timm()
     facts = config(name)
     arguments: Arguments = {"num_classes": num_classes, "in_chans": in_chans}
@@ -97,6 +97,6 @@ def _defaults(net: type[nn.Module]) -> Arguments:
     """The default arguments of a constructor, those that it hands on to its base classes included."""
     found: Arguments = {}
     for base in reversed(net.__mro__):
-        parameters = inspect.signature(base.__init__).parameters.values()
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
         found |= {p.name: p.default for p in parameters if p.default is not p.empty}
     return found

@@ -20,10 +20,11 @@ def _or_missing(form: Callable[[float], str]) -> Form:
 
 
 def _significant(value: float) -> str:
-    if value == 0:
-        return "0"
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:.{max(2 - math.floor(math.log10(abs(rounded))), 0)}f}"
+    if abs(value) >= 99.95:
+        return f"{value:.0f}"
+    rounded = float(f"{value:.3g}")  # first, as 9.996 has a digit less before the point than 10.0
+    decimals = 2 - math.floor(math.log10(abs(rounded))) if rounded else 0
+    return f"{rounded:.{decimals}f}"
 
 
 def _scaled(value: float, units: Sequence[str]) -> str:

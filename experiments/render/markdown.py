@@ -1,13 +1,13 @@
-"""report.md: the report as a text that reads well in a terminal and on a code host."""
+"""report.md: the report as a text that reads well as it is and on a code host."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from experiments.render import words
-from experiments.render.columns import TABLES
-from experiments.render.plots import PLOTS
+from experiments.render.columns import ACCURACY, BATCH_1, BATCH_32, RATIOS, SIZE, TIME, Group
+from experiments.render.plots import shown
 from experiments.render.words import Report
 
 
@@ -19,39 +19,43 @@ def render(report: Report) -> str:
 def _blocks(report: Report) -> Iterator[str]:
     yield f"# {_escape(report['title'])}"
     yield _escape(words.headline(report))
-    for title, groups in TABLES:
-        columns = [column for group in groups for column in group.columns]
-        yield f"## {title}"
-        yield _table(
-            ["artefact", *(column.alone for column in columns)],
-            ([_escape(row["name"]), *(column.cell(row) for column in columns)] for row in report["rows"]),
-        )
-    yield words.LEGEND
-    yield "## Notes"
-    notes = [f"- **{_escape(row['name'])}**: {_escape(note)}" for row in report["rows"] for note in row["notes"]]
-    notes += [f"- {_escape(note)}" for note in report["notes"]]
-    yield "\n".join(notes) or "None."
-    for plot in PLOTS:
+    yield "## Accuracy and size"
+    yield _rows(report, ACCURACY, SIZE)
+    yield "## Latency and time"
+    yield _rows(report, BATCH_1, BATCH_32, TIME)
+    yield f"## {RATIOS.title}"
+    yield _rows(report, RATIOS)
+    yield _escape(words.about_measures(report))
+    notes = words.notes(report)
+    if notes:
+        yield "## Worth knowing"
+        yield "\n".join(f"- {f'**{_escape(name)}**: ' if name else ''}{_escape(note)}" for name, note in notes)
+    for plot in shown(report):
         yield f"## {plot.title}"
-        yield f"![{plot.caption}]({plot.file})"
-    yield "## Data"
-    yield " ".join(map(_escape, (words.data(report), *report["data"]["notes"])))
-    yield "## Environment"
-    yield "\n".join(f"- {_escape(name)}: {_escape(fact)}" for name, fact in words.environment(report))
-    yield "## Command"
-    yield f"Seed: {words.plain(report['seed'])}."
+        yield f"![{plot.title}]({plot.file})"
+        yield plot.caption
+    yield "## How it was made"
+    yield _escape(words.about_data(report))
     yield _code(report["command"])
+    yield _table(("", ""), words.about_environment(report))
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Names on the left, numbers on the right."""
-    rule = [":--", *["--:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
+def _rows(report: Report, *groups: Group) -> str:
+    columns = [column for group in groups for column in group.columns]
+    cells = [(row["name"], *(column.cell(row) for column in columns)) for row in report["rows"]]
+    return _table(("step", *(column.heading for column in columns)), cells, numbers=True)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
+    """The first column to the left, numbers to the right."""
+    rule = [":--", *(["--:" if numbers else ":--"] * (len(head) - 1))]
+    lines = [map(_escape, head), rule, *(map(_escape, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _escape(text: str) -> str:
-    """What Markdown would read as its own; a line break would end a row."""
-    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(text.split()))
+    """On one line, and nothing in it that Markdown or HTML would take for markup."""
+    return re.sub(r"([\\`*\[\]|<>#&])", r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:

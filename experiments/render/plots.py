@@ -1,31 +1,24 @@
-"""The plots of a report, as PNG bytes: the search's front with all artefacts, and the training curves."""
+"""The two plots: what the search found, and how training went. PNG, readable at the width of a phone."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.render.figures import percent
 from experiments.render.words import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette (2008), which colour-blind readers can tell apart; markers and dashes say the same again.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("s", "D", "^", "v", "P", "X", "o", "<", ">")
-DASHES = ("-", "--", "-.", ":")
-FRONT, OTHERS = "#0072B2", "#A8ADB3"
-VISIBLE = 25.0  # points below the best: what lies lower stands at the lower edge, so that the rest stays readable
+Point = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A plot as it is shown in a document."""
+class Plot(NamedTuple):
+    """A plot as the texts refer to it: the key of what it shows, its file, a heading and what is to be seen."""
 
+    key: str
     file: str
     title: str
     caption: str
@@ -33,121 +26,130 @@ class Plot:
 
 PLOTS = (
     Plot(
+        "trials",
         "front.png",
-        "Accuracy against work",
-        "Top-1 on validation against multiply-accumulates: the search's candidates after their short distillation, "
-        "and all artefacts of this run",
+        "What the search found",
+        "Each point is a student after a short distillation. The line joins those that no other beats in both "
+        "accuracy and work, the ring marks the one that was distilled in full. The dashed line is the teacher, "
+        "which was trained in full.",
     ),
-    Plot("curves.png", "Training", "Training loss and top-1 on validation by epoch"),
+    Plot(
+        "curves",
+        "curves.png",
+        "How training went",
+        "After each epoch. Losses of different objectives cannot be compared with each other.",
+    ),
 )
+
+# Okabe and Ito (2008): told apart under every common colour blindness.
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+GREY, INK = "#9AA0A6", "#30343A"
+STYLES = {"teacher": (INK, "-"), "scratch": (ORANGE, "--"), "student": (BLUE, "-")}
+OTHER_STYLES = ((GREEN, "-."), (PURPLE, ":"), (SKY, "--"), (RED, "-."))
+
+
+def shown(report: Report) -> list[Plot]:
+    """The plots that have something to show."""
+    return [plot for plot in PLOTS if report[plot.key]]
 
 
 def front(report: Report) -> bytes:
-    """Top-1 on validation (percent) against MACs (millions, logarithmic)."""
-    figure = _figure(8.0, 4.6)
+    """The search's trials and their Pareto front, as PNG."""
+    figure = _figure()
     axes = figure.subplots()
-    best = [point for point in report["front"] if _known(point)]
-    others = [point for point in report["trials"] if _known(point) and point not in best]
-    rows = [row for row in report["rows"] if _known(row)]
-    floor = max((_top1(point) for point in (*best, *others, *rows)), default=100.0) - VISIBLE
-
-    def draw(points: list[Any], **style: Any) -> None:
-        if points:
-            axes.plot([point["macs"] / 1e6 for point in points], [max(_top1(p), floor) for p in points], **style)
-
-    draw(others, marker="o", linestyle="", color=OTHERS, markersize=5, label="other candidates")
-    draw(
-        sorted(best, key=lambda point: point["macs"]),
-        marker="o",
-        color=FRONT,
-        markersize=5,
-        label="front of the search",
-    )
-    student = next((row for row in rows if row["kind"] == "student"), None)
-    chosen = [point for point in best if student and _same(point, student)]
-    draw(chosen, marker="o", linestyle="", color="none", markeredgecolor="black", markersize=13, label="chosen")
-    for number, row in enumerate(rows):
-        below = f" ({percent(_top1(row))}%, below the edge)" if _top1(row) < floor else ""
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        style = {"color": colour, "marker": marker, "markersize": 8, "alpha": 0.9, "markeredgecolor": "white"}
-        draw([row], linestyle="", label=_literal(row["name"]) + below, **style)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(_sparse())
-    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    _finish(
-        axes, "MACs for one image, millions", "top-1 on validation, %", empty=not (best or others or rows), **beside
-    )
+    _across(axes)
+    trained = [trial for trial in report["trials"] if _top1(trial) is not None]
+    axes.scatter(*_places(trained), s=26, color=GREY, label="trial")
+    floor = min((_top1(trial) for trial in trained), default=0)
+    too_large = [trial | {"top1_val": floor} for trial in report["trials"] if trial["state"] == "infeasible"]
+    if too_large:  # never trained: they have a place on one axis only
+        axes.scatter(*_places(too_large), marker="x", color=GREY, label="too large, not trained")
+    best = sorted(report["front"], key=lambda point: point["macs"])
+    axes.plot(*_places(best), color=BLUE, marker="o", markersize=6, drawstyle="steps-post", label="front")
+    chosen = [point for point in best if _is_student(point, report)]
+    if chosen:
+        axes.scatter(*_places(chosen), s=170, facecolors="none", edgecolors=RED, linewidths=2, label="chosen")
+    teacher = next((row["top1_val"] for row in report["rows"] if row["kind"] == "teacher"), None)
+    if teacher is not None:
+        axes.axhline(teacher, color=INK, linestyle="--", linewidth=1.2, label="teacher")
+    _dress(axes, "MACs for one image, millions", "top-1 on validation, %")
+    _legend(figure, axes)
     return _png(figure)
 
 
 def curves(report: Report) -> bytes:
-    """Loss and top-1 on validation (percent) by epoch, a line for each training."""
-    figure = _figure(8.0, 3.8)
-    axes = figure.subplots(1, 2)
-    for panel, key, label in zip(axes, ("loss", "top1_val"), ("training loss", "top-1 on validation, %"), strict=True):
-        lines = list(_lines(report["curves"], key))
-        for number, (name, epochs, values) in enumerate(lines):
-            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-            lone = "o" if len(epochs) == 1 else None
-            panel.plot(epochs, values, label=_literal(name), linewidth=1.8, marker=lone, **style)
-        panel.xaxis.get_major_locator().set_params(integer=True)
-        _finish(panel, "epoch", label, empty=not lines)
+    """Top-1 on validation and training loss by epoch, as PNG."""
+    figure = _figure()
+    above, below = figure.subplots(2, 1, sharex=True)
+    others = iter(OTHER_STYLES * (1 + len(report["curves"])))
+    for name, curve in report["curves"].items():
+        color, line = STYLES.get(name) or next(others)
+        style = {"color": color, "linestyle": line, "label": _literal(name.removeprefix("stages/"))}
+        style["marker"] = "o" if len(curve) == 1 else ""
+        epochs = [point["epoch"] + 1 for point in curve]
+        above.plot(epochs, [point["top1_val"] for point in curve], **style)
+        below.plot(epochs, [point["loss"] for point in curve], **style)
+    below.set_yscale("log")
+    _dress(above, "", "top-1 on validation, %")
+    _dress(below, "epochs", "training loss")
+    _legend(figure, above)
     return _png(figure)
 
 
-def _lines(curves: Mapping[str, Any], key: str) -> Iterator[tuple[str, list[int], list[float]]]:
-    for name, curve in curves.items():
-        known = [point for point in curve if point.get(key) is not None]
-        if known:
-            yield name, [point["epoch"] for point in known], [point[key] for point in known]
-
-
-def _top1(point: Mapping[str, Any]) -> Any:
-    """Of a candidate or a row."""
+def _top1(point: Point) -> Any:
+    """Of a trial, which `search` calls top1."""
     return point.get("top1_val", point.get("top1"))
 
 
-def _known(point: Mapping[str, Any]) -> bool:
-    return bool(point.get("macs")) and _top1(point) is not None
+def _is_student(point: Point, report: Report) -> bool:
+    """Whether this trial became the student: the same net has the same cost."""
+    students = [row for row in report["rows"] if row["kind"] == "student"]
+    return any(point["macs"] == row["macs"] and point["params"] == row["params"] for row in students)
 
 
-def _same(point: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    return all(point.get(key) == row[key] for key in ("macs", "params"))
+def _places(points: Iterable[Point]) -> tuple[list[float], list[float]]:
+    return [point["macs"] / 1e6 for point in points], [_top1(point) for point in points]
 
 
 def _literal(name: str) -> str:
-    r"""A name that matplotlib would not take for mathematics ($) or hide (leading _)."""
+    r"""A name that matplotlib would not take for mathematics ($) or hide (a leading _)."""
     return "\u200b" * name.startswith("_") + name.replace("$", r"\$")
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # 0.5 s; and no pyplot: no state, no display
+def _figure() -> Figure:
+    """As small as a phone needs it; without pyplot, so there is no global state and no display."""
+    from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
-
-
-def _sparse() -> Any:
-    from matplotlib.ticker import LogFormatter
-
-    return LogFormatter(minor_thresholds=(2, 0.5))
+    return Figure(figsize=(5.2, 4.8), dpi=220, layout="constrained")
 
 
-def _finish(axes: Axes, across: str, up: str, *, empty: bool, **legend: Any) -> None:
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
+def _across(axes: Axes) -> None:
+    """A logarithmic axis, labelled with plain numbers where there is room for them."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+
+
+def _dress(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.tick_params(which="both", colors=INK)
+    axes.grid(color="#E4E7EA", linewidth=0.8)
     axes.set_axisbelow(True)
-    if empty:
-        axes.text(0.5, 0.5, "nothing to show", transform=axes.transAxes, ha="center", color="#666666")
-    else:
-        axes.legend(frameon=False, fontsize=8, **legend)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, labelcolor=INK)
 
 
 def _png(figure: Figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    target = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(target)
-    return target.getvalue()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()

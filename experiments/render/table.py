@@ -1,35 +1,52 @@
-"""The report's table in a terminal."""
+"""The final table in the terminal: one line a row in 80 columns; ratios are for the other renderings."""
 
 from __future__ import annotations
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from experiments.render import words
-from experiments.render.columns import ACCURACY, LATENCY, SIZE, TIME, Column
+from experiments.render.columns import (
+    AGREEMENT,
+    BATCH_1_P50,
+    BATCH_32_P50,
+    FILE,
+    MACS,
+    PARAMS,
+    TOP1_TEST,
+    TOP1_VAL,
+    WALL_TIME,
+)
 from experiments.render.words import Report
 
-_PARAMS, _NONZERO, _MACS, _FILE = SIZE.columns
-COLUMNS: tuple[tuple[str, Column], ...] = (
-    *zip(("val\n%", "test\n%", "agree\n%"), ACCURACY.columns, strict=True),
-    ("params\n", _PARAMS),
-    ("MACs\n", _MACS),
-    ("file\n", _FILE),
-    *zip(("batch\n1, ms", "batch\n32, ms"), (group.columns[0] for group in LATENCY), strict=True),
-    ("took\n", TIME.columns[0]),
-)
+COLUMNS = {
+    "val\n%": TOP1_VAL,
+    "test\n%": TOP1_TEST,
+    "agree\n%": AGREEMENT,
+    "params": PARAMS,
+    "MACs": MACS,
+    "file": FILE,
+    "batch\n1, ms": BATCH_1_P50,
+    "batch\n32, ms": BATCH_32_P50,
+    "took": WALL_TIME,
+}
 
 
 def render(report: Report) -> Table:
-    """A row for each artefact, the deployed one in bold; 80 columns are enough, names wrap where there are fewer."""
-    caption = escape(words.headline(report))
-    table = Table(title=escape(report["title"]), caption=caption, box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("", overflow="fold", min_width=8)
-    for title, _ in COLUMNS:
-        table.add_column(title, justify="right", no_wrap=True)
+    """A row an artefact, the deployed one in bold; below it the headline and what else is worth knowing."""
+    table = Table(
+        title=Text(report["title"]), caption=_caption(report), box=box.SIMPLE_HEAD, show_edge=False, padding=0
+    )
+    table.add_column("", overflow="fold")
+    for heading in COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in report["rows"]:
-        deployed = row is report["rows"][-1]
-        cells = (column.cell(row) for _, column in COLUMNS)
-        table.add_row(escape(row["name"]), *cells, style="bold" if deployed else "")
+        cells = (column.cell(row).replace(" ", "") for column in COLUMNS.values())
+        table.add_row(Text(row["name"]), *cells, style="bold" if row is report["rows"][-1] else "")
     return table
+
+
+def _caption(report: Report) -> Text:
+    notes = [f"{name}: {note}" if name else note for name, note in words.notes(report)]
+    return Text("\n".join([words.headline(report), *notes]), justify="left")

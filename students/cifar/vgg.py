@@ -10,7 +10,7 @@ from students.cifar.net import CifarNet
 
 
 class CifarVGG(CifarNet):
-    """Args: channels of the five stages, layers (convolutions) a stage. Every stage but the first begins with a pool."""
+    """Args: channels of the five stages, layers (convolutions) a stage. All stages but the first begin with a pool."""
 
     head_name = "classifier"
     stage_names = ("stage1", "stage2", "stage3", "stage4", "stage5")

@@ -99,7 +99,10 @@ def test_a_value_that_cannot_be_is_refused_in_one_line(capfd, tmp_path, monkeypa
 
 def test_broken_data_is_refused(capfd, tmp_path):
     one = image_folder(tmp_path / "one", classes=("a",))
-    assert "two classes" in (line := refused(capfd, "distill", "--out", tmp_path / "run", "--data.source", one)) or "class" in line
+    assert (
+        "two classes" in (line := refused(capfd, "distill", "--out", tmp_path / "run", "--data.source", one))
+        or "class" in line
+    )
     broken = image_folder(tmp_path / "broken")
     (broken / "train" / "b" / "7.png").write_bytes(b"no picture")
     assert "7.png" in refused(capfd, "distill", "--out", tmp_path / "run", "--data.source", broken)
@@ -146,7 +149,10 @@ def test_a_checkpoint_that_is_not_the_teachers_is_refused(capfd, tmp_path):
     students.save(model, tmp_path / "good")
     weights = tmp_path / "good" / "model.safetensors"
     run = ["--out", tmp_path / "run"]
-    assert "another" in (line := refused(capfd, "distill", *run, *teacher_arguments(weights, "cifar_resnet20"))) or "layer" in line
+    assert (
+        "another" in (line := refused(capfd, "distill", *run, *teacher_arguments(weights, "cifar_resnet20")))
+        or "layer" in line
+    )
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(weights.read_bytes()[:-100])
     assert "torn.safetensors" in refused(capfd, "distill", *run, *teacher_arguments(torn))

@@ -47,11 +47,13 @@ class FakeFit:
     def __init__(self, dies_at: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.folders: list[str] = []
         self.seeds: list[int] = []
+        self.weights: list[float] = []
         self.dies_at, self.error = dies_at, error
 
     def __call__(self, regime: Any, data: Any, config: Fit, folder: Path, label: str) -> Any:
         self.folders.append(folder.name)
         self.seeds.append(config.seed)
+        self.weights.append(next(regime.student.parameters()).sum().item())
         if len(self.folders) == self.dies_at:
             raise self.error
         params = sum(parameter.numel() for parameter in regime.student.parameters())
@@ -117,12 +119,14 @@ def test_a_search_cut_off_anywhere_finds_what_an_uninterrupted_one_finds(
     expected = run(SPACE, data, teacher, config, tmp_path / "whole", objective)
     for dies_at in (1, 2, 3, 2):  # of those that are left
         fake(dies_at)
+        torch.manual_seed(dies_at)  # a new process starts with another state
         with pytest.raises(KeyboardInterrupt):
             run(SPACE, data, teacher, config, tmp_path / "cut", objective)
     fit = fake()
     result = run(SPACE, data, teacher, config, tmp_path / "cut", objective)
     assert outcome(result) == outcome(expected)
-    assert (fit.folders, fit.seeds) == (whole.folders[-len(fit.folders) :], whole.seeds[-len(fit.seeds) :])
+    left = len(fit.folders)
+    assert (fit.folders, fit.seeds, fit.weights) == (whole.folders[-left:], whole.seeds[-left:], whole.weights[-left:])
 
 
 def test_a_finished_search_trains_nothing_and_more_trials_go_on(

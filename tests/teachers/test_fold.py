@@ -111,18 +111,20 @@ def test_leaves_a_norm_alone_where_folding_would_change_the_answers(model: nn.Mo
     assert folded(model, torch.rand(2, 3, 8, 8)) is model
 
 
-def test_folds_the_rest_around_a_norm_that_must_stay() -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.plain = Shortcut(), Net()
+class Both(nn.Module):
+    def __init__(self, odd: nn.Module) -> None:
+        super().__init__()
+        self.odd, self.plain = odd, Net()
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.stem(x) + self.plain(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.odd(x) + self.plain(x)
 
-    model = lived_in(Both())
+
+@pytest.mark.parametrize("odd", [Shortcut(), Shared(), Net(Standardized(3, 3, 3))], ids=lambda m: type(m).__name__)
+def test_folds_the_rest_around_a_norm_that_must_stay(odd: nn.Module) -> None:
+    model = lived_in(Both(odd))
     result = folded(model, torch.rand(2, 3, 8, 8))
-    assert (norms(result.stem), norms(result.plain)) == (1, 0)
+    assert (norms(result.odd), norms(result.plain)) == (1, 0)
     assert worst(model, result) < 1e-5
 
 
