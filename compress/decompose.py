@@ -1,7 +1,7 @@
-"""Low-rank factors of weights: whitened SVD of matrices, whitened Tucker-2 of convolutions.
+"""Low-rank factors of weights: SVD of matrices, Tucker-2 of convolutions.
 
-Whitening (A = W L with L Lᵀ the second moment of the inputs) makes the error of the factors the error of the outputs,
-so that the truncation is optimal for the calibration data rather than for white noise.
+Both are whitened where the second moment of a layer's inputs is known: W L is decomposed in the place of the weight W,
+with L Lᵀ the moment, so that what is cut is what the outputs miss least, on the images that gave the moment.
 """
 
 from __future__ import annotations
@@ -30,56 +30,63 @@ def whitening(moment: Tensor) -> Whitening:
 
 
 class Spectrum(NamedTuple):
-    """A weight (outputs, inputs) decomposed once, to be cut at any rank.
+    """The directions that the outputs of a matrix lie along.
 
     Attributes:
-        left: (outputs, r) orthonormal; right: (r, inputs) with the singular values and the whitening undone.
-        energy: (r,) squared singular values of the whitened weight, largest first.
+        basis: (outputs, r) orthonormal, the one of most energy first, r = min(outputs, inputs).
+        energy: (r,) that the outputs have along each.
     """
 
-    left: Tensor
-    right: Tensor
+    basis: Tensor
     energy: Tensor
 
-    def cut(self, rank: int) -> tuple[Tensor, Tensor]:
-        """(outputs, rank) and (rank, inputs) whose product is closest to the weight, in the outputs."""
-        return self.left[:, :rank], self.right[:rank]
 
+def spectrum(weight: Tensor, moment: Tensor | None = None) -> Spectrum:
+    """Directions of the outputs of (outputs, inputs), in float64; their rank-r projection B Bᵀ W is the closest weight.
 
-def spectrum(weight: Tensor, white: Whitening | None = None) -> Spectrum:
-    """SVD of (outputs, inputs) in float64, whitened where `white` is given."""
+    Args:
+        moment: the second moment of whichever are fewer: the outputs, without their bias, or the inputs (also where
+            they are as many). None: inputs are taken to be white noise.
+    """
     weight = weight.double()
-    u, s, v = torch.linalg.svd(weight if white is None else weight @ white.root, full_matrices=False)
-    right = s[:, None] * v
-    return Spectrum(u, right if white is None else right @ white.inverse, s.square())
+    if weight.shape[0] < weight.shape[1]:
+        energy, basis = torch.linalg.eigh(weight @ weight.T if moment is None else moment.double())
+        return Spectrum(basis.flip(1), energy.flip(0).clamp(min=0))
+    basis, values, _ = torch.linalg.svd(weight if moment is None else weight @ whitening(moment).root, False)
+    return Spectrum(basis, values.square())
 
 
-class Tucker(NamedTuple):
-    """first (ri, inputs), core (ro, ri, k, k), last (outputs, ro): the three convolutions, in their order."""
-
-    first: Tensor
-    core: Tensor
-    last: Tensor
+def svd(weight: Tensor, rank: int, moment: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(rank, inputs) and (outputs, rank), in the order in which they run, for (outputs, inputs); see `spectrum`."""
+    basis = spectrum(weight, moment).basis[:, :rank]
+    return basis.T @ weight.double(), basis
 
 
-def mode_energies(weight: Tensor, white: Whitening | None = None) -> tuple[Tensor, Tensor]:
-    """Energies of the output mode and of the (whitened) input mode of (outputs, inputs, k, k), largest first."""
-    whitened = _whitened(weight.double(), white)
+def mode_energies(weight: Tensor, moment: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Energies of the output mode and of the input mode of (outputs, inputs, k, k), largest first, in float64.
+
+    Args:
+        moment: the (inputs, inputs) second moment of the inputs.
+    """
+    whitened = _whitened(weight.double(), None if moment is None else whitening(moment))
     outer, inner = (torch.linalg.eigvalsh(_gram(whitened, mode)).flip(0).clamp(min=0) for mode in (0, 1))
     return outer, inner
 
 
-def tucker(weight: Tensor, ranks: tuple[int, int], white: Whitening | None = None) -> Tucker:
-    """Tucker-2 of (outputs, inputs, k, k) at (output, input) ranks by higher-order orthogonal iteration
-    (De Lathauwer et al. 2000), each sweep by the eigenvectors of two small Gram matrices."""
+def tucker(weight: Tensor, ranks: tuple[int, int], moment: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Tucker-2 of (outputs, inputs, k, k) at (output, input) ranks (ro, ri), in float64, by higher-order orthogonal
+    iteration (De Lathauwer et al. 2000), each sweep by the eigenvectors of two small Gram matrices.
+
+    Returns (ri, inputs), (ro, ri, k, k) and (outputs, ro), in the order in which they run.
+    """
+    white = None if moment is None else whitening(moment)
     whitened = _whitened(weight.double(), white)
     inner = _leading(_gram(whitened, 1), ranks[1])
     for _ in range(SWEEPS):
         outer = _leading(_gram(torch.einsum("oikl,ir->orkl", whitened, inner), 0), ranks[0])
         inner = _leading(_gram(torch.einsum("oikl,or->rikl", whitened, outer), 1), ranks[1])
     core = torch.einsum("oikl,or,is->rskl", whitened, outer, inner)
-    first = inner.T if white is None else inner.T @ white.inverse
-    return Tucker(first, core, outer)
+    return inner.T if white is None else inner.T @ white.inverse, core, outer
 
 
 def _whitened(weight: Tensor, white: Whitening | None) -> Tensor:

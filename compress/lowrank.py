@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 import students
-from compress.cost import macs
-from compress.decompose import Spectrum, Whitening, mode_energies, spectrum, tucker, whitening
+from compress.decompose import mode_energies, spectrum, svd, tucker
+from compress.ranks import Choice, allocate, choices
 from compress.stage import Artefact, Context, Report
+from compress.target import KINDS, TOLERANCE, By, check, cost_of
 from kd.errors import InputError
 from kd.evaluate import inference
 
-LEVELS = 32  # ranks that are tried a layer
-TOLERANCE = 0.03  # of the share that is asked for
 CALIBRATION_BATCH = 32
-By = Literal["macs", "params"]
-
-
-@dataclass
-class Layer:
-    """A layer that could be factorised, and what one pass over calibration images told of it."""
-
-    path: str
-    module: nn.Linear | nn.Conv2d
-    inputs: int = 0  # positions at which its input lies, for one image
-    outputs: int = 0
-    moment: Tensor | None = None
-    choices: list[Choice] = field(default_factory=list)
-
-    @property
-    def is_matrix(self) -> bool:
-        return isinstance(self.module, nn.Linear) or self.module.kernel_size == (1, 1)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One way to have a layer: ranks of its factors (none: as it is), what it costs, the share of energy it loses."""
-
-    ranks: tuple[int, ...]
-    cost: int
-    lost: float
+Method = Literal["auto", "svd", "tucker"]
 
 
 @dataclass(frozen=True)
@@ -53,93 +27,129 @@ class LowRank:
     """Factorise linear layers and 1x1 convolutions by SVD, k x k convolutions by Tucker-2.
 
     Attributes:
-        target: the share of the incoming model's cost that is kept, met within 3 points where ranks allow.
+        target: the share of the incoming model's cost that is kept, met within 3 points where the ranks allow.
         by: which cost.
         method: "auto" does both, "svd" and "tucker" only their own layers.
-        whiten: weigh errors by the second moments of the inputs on calibration images.
+        whiten: weigh errors by the second moments of activations on calibration images.
         min_rank: the least rank of a factor.
     """
 
     target: float = 0.5
     by: By = "macs"
-    method: Literal["auto", "svd", "tucker"] = "auto"
+    method: Method = "auto"
     whiten: bool = True
     min_rank: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.target < 1:
-            raise InputError("lowrank.target", self.target, "must be above 0 and below 1")
-        if self.by not in ("macs", "params"):
-            raise InputError("lowrank.by", self.by, "must be macs or params")
-        if self.method not in ("auto", "svd", "tucker"):
-            raise InputError("lowrank.method", self.method, "must be auto, svd or tucker")
+        check("lowrank", self.target, self.by)
+        if self.method not in get_args(Method):
+            raise InputError("lowrank.method", self.method, f"must be one of {', '.join(get_args(Method))}")
         if self.min_rank < 1:
             raise InputError("lowrank.min_rank", self.min_rank, "must be 1 or more")
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
-        """Raises InputError for a model that is a file already, or whose activations are not finite."""
+        """Raises InputError for a model that is a file already, or whose logits are not finite."""
         if not isinstance(model, students.Classifier):
             raise InputError("stages", "lowrank", "must come before export: a file has no layers to factorise")
-        images = context.images()
-        layers = [layer for layer in _look(model, images, self.whiten) if self.method in ("auto", _method(layer))]
-        for layer in layers:
-            layer.choices = _choices(layer, self.by, self.min_rank)
+        images = context.images().to(model.mean.device)
         shape = (images.shape[1], images.shape[2], images.shape[3])
-        before = _cost(model, shape, self.by)
-        chosen = _allocate(layers, before, self.target)
-        if not any(choice.ranks for choice in chosen):
-            return model, Report("lowrank", ("No layer is cheaper factorised: the model is unchanged.",))
+        layers = [layer for layer in look(model, images, self.whiten) if self.method in ("auto", layer.method)]
+        whole = cost_of(model, shape, self.by)
+        chosen = self._choose(layers, whole)
         made = copy.deepcopy(model)
-        details: dict[str, Any] = {"layers": {}}
         for layer, choice in zip(layers, chosen, strict=True):
             if choice.ranks:
-                _replace(made, layer, choice)
-                details["layers"][layer.path] = {"method": _method(layer), "rank": choice.ranks, "lost": choice.lost}
-        kept = _cost(made, shape, self.by) / before
-        notes = []
+                factorise(made, layer, choice.ranks)
+        told = {
+            layer.path: {"method": layer.method, "rank": list(choice.ranks), "lost": choice.lost}
+            for layer, choice in zip(layers, chosen, strict=True)
+            if choice.ranks
+        }
+        kept = {by: cost_of(made, shape, by) / cost_of(model, shape, by) for by in KINDS}
+        details = {"kept_macs": kept["macs"], "kept_params": kept["params"], "layers": told}
+        return made.eval(), Report("lowrank", self._notes(kept[self.by], told), details)
+
+    def _choose(self, layers: Sequence[Layer], whole: int) -> list[Choice]:
+        options = [_choices(layer, self.by, self.min_rank) for layer in layers]
+        rest = whole - sum(option[0].cost for option in options)  # what is not up for choice
+        return allocate(options, int(self.target * whole) - rest)
+
+    def _notes(self, kept: float, told: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+        if not told:
+            return (f"No layer that {self.method} could factorise is cheaper for it: the model is unchanged.",)
+        worst = max(told, key=lambda path: told[path]["lost"])
+        mean = sum(layer["lost"] for layer in told.values()) / len(told)
+        of = "outputs" if self.whiten else "weights"
+        notes = [
+            f"{len(told)} layers are factorised, at a loss of up to {mean:.0%} of the energy of their {of} on average, "
+            f"{told[worst]['lost']:.0%} in {worst}."
+        ]
         if abs(kept - self.target) > TOLERANCE:
-            why = "the least ranks allow no less" if kept > self.target else "the ranks of its layers allow no closer"
+            floor = f"every factor is at rank {self.min_rank}, the other layers do not factorise or gain nothing"
+            why = floor if kept > self.target else "the ranks of its layers allow no closer"
             notes.append(f"{kept:.0%} of the {self.by} are kept instead of {self.target:.0%}: {why}.")
-        return made.eval(), Report("lowrank", tuple(notes), details | {f"kept_{self.by}": kept})
+        return tuple(notes)
 
 
-def _method(layer: Layer) -> str:
-    return "svd" if layer.is_matrix else "tucker"
+@dataclass
+class Layer:
+    """A layer that can be factorised, and what calibration images told of it.
+
+    Attributes:
+        inputs, outputs: how many positions it reads and writes for one image.
+        moment: of the activations, as `compress.decompose` wants it; none where it was not asked for.
+    """
+
+    path: str
+    module: nn.Linear | nn.Conv2d
+    inputs: int = 0
+    outputs: int = 0
+    moment: Tensor | None = None
+
+    @property
+    def method(self) -> str:
+        return "svd" if isinstance(self.module, nn.Linear) or self.module.kernel_size == (1, 1) else "tucker"
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, inputs) or (outputs, inputs, k, k)."""
+        weight = self.module.weight.detach().cpu()
+        return weight.flatten(1) if self.method == "svd" else weight
+
+    @property
+    def told_by_outputs(self) -> bool:
+        return self.method == "svd" and self.module.weight.shape[0] < self.module.weight.shape[1]
+
+    def note(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook that adds up positions and moments."""
+        x, out = inputs[0].detach(), output.detach()
+        if isinstance(self.module, nn.Conv2d):
+            x, out = x.movedim(1, -1), out.movedim(1, -1)
+        self.inputs += x[..., 0].numel()
+        self.outputs += out[..., 0].numel()
+        if self.moment is None:
+            return
+        if self.told_by_outputs:
+            rows = out if self.module.bias is None else out - self.module.bias.detach()
+        elif self.method == "svd" and isinstance(self.module, nn.Conv2d):
+            rows = x[:, :: self.module.stride[0], :: self.module.stride[1]]
+        else:
+            rows = x
+        rows = rows.flatten(0, -2).float()
+        self.moment += (rows.T @ rows).cpu()
 
 
-def _cost(model: nn.Module, shape: tuple[int, int, int], by: By) -> int:
-    return macs(model, shape) if by == "macs" else sum(p.numel() for p in model.parameters())
+def look(model: students.Classifier, images: Tensor, whiten: bool) -> list[Layer]:
+    """The layers of `model` that can be factorised, after it has seen the (N, C, H, W) images.
 
-
-def _candidates(net: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    for path, module in net.named_modules():
-        if type(module) is nn.Linear or (type(module) is nn.Conv2d and _splits(module)):
-            yield path, module
-
-
-def _splits(conv: nn.Conv2d) -> bool:
-    """Whether a product of convolutions can stand for this one."""
-    padded = conv.kernel_size == (1, 1) and conv.padding not in ((0, 0), "valid")
-    return conv.groups == 1 and conv.padding_mode == "zeros" and not padded
-
-
-def _look(model: students.Classifier, images: Tensor, whiten: bool) -> list[Layer]:
-    """Show the images to the model; returns the layers that ran, with positions and moments."""
-    layers = {path: Layer(path, module) for path, module in _candidates(model.net)}
-
-    def hook(layer: Layer) -> Callable[..., None]:
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0]
-            rows = x.flatten(0, -2) if isinstance(module, nn.Linear) else x.transpose(0, 1).flatten(1).T
-            layer.inputs = len(rows) // len(x)
-            layer.outputs = output.numel() // len(x) // layer.module.weight.shape[0]
-            if whiten:
-                moment = (rows.T @ rows).double()
-                layer.moment = moment if layer.moment is None else layer.moment + moment
-
-        return note
-
-    handles = [layer.module.register_forward_hook(hook(layer)) for layer in layers.values()]
+    Raises InputError where its logits are not finite.
+    """
+    layers = [Layer(path, module) for path, module in _candidates(model, images[:1])]
+    for layer in layers:
+        if whiten:
+            side = layer.module.weight.shape[0 if layer.told_by_outputs else 1]
+            layer.moment = torch.zeros(side, side, dtype=torch.float64)
+    handles = [layer.module.register_forward_hook(layer.note) for layer in layers]
     try:
         with inference(model):
             for batch in images.split(CALIBRATION_BATCH):
@@ -148,102 +158,93 @@ def _look(model: students.Classifier, images: Tensor, whiten: bool) -> list[Laye
     finally:
         for handle in handles:
             handle.remove()
-    return [layer for layer in layers.values() if layer.outputs]
+    for layer in layers:
+        layer.inputs, layer.outputs = layer.inputs // len(images), layer.outputs // len(images)
+    return [layer for layer in layers if layer.outputs]
 
 
-def _white(layer: Layer) -> Whitening | None:
-    return None if layer.moment is None else whitening(layer.moment)
+def _candidates(model: students.Classifier, x: Tensor) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
+    """The layers for which a row of layers may stand: nothing in the net looks into them."""
+    made = copy.deepcopy(model)
+    with inference(model):
+        expected = model(x)
+
+    def stand_in(paths: Sequence[str]) -> bool:
+        for path in paths:
+            made.net.set_submodule(path, nn.Sequential(made.net.get_submodule(path)))
+        try:
+            with inference(made):
+                return torch.allclose(made(x), expected, equal_nan=True)
+        except (AttributeError, TypeError):
+            return False
+        finally:
+            for path in paths:
+                made.net.set_submodule(path, made.net.get_submodule(f"{path}.0"))
+
+    found = dict(_factorisable(model.net))
+    if not stand_in(list(found)):
+        found = {path: module for path, module in found.items() if stand_in([path])}
+    return list(found.items())
+
+
+def _factorisable(net: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Linear layers and convolutions for which a product can stand, none of a type derived from them."""
+    for path, module in net.named_modules():
+        if type(module) is nn.Linear and path:
+            yield path, module
+        if type(module) is nn.Conv2d and path and module.groups == 1 and module.padding_mode == "zeros":
+            padded = module.padding not in ((0, 0), "valid")
+            if not (module.kernel_size == (1, 1) and padded):
+                yield path, module
 
 
 def _choices(layer: Layer, by: By, least: int) -> list[Choice]:
-    """The layer as it is, then every way to factorise it that is cheaper."""
-    weight = layer.module.weight.detach()
-    places, places_in = (layer.outputs, layer.inputs) if by == "macs" else (1, 1)
-    whole = Choice((), weight.numel() * places, 0.0)
-    found = []
-    if layer.is_matrix:
-        outs, ins = weight.shape[0], weight.shape[1]
-        energy = spectrum(weight.flatten(1), _white(layer)).energy
-        for rank in _levels(least, len(energy)):
-            found.append(Choice((rank,), rank * (ins + outs) * places, _tail(energy, rank)))
-    else:
-        outs, ins, *kernel = weight.shape
-        outer, inner = mode_energies(weight, _white(layer))
-        for rank in _levels(least, outs):
-            lost = _tail(outer, rank)
-            # the input mode is cut where it loses as much
-            match = next(r for r in range(min(least, ins), ins + 1) if _tail(inner, r) <= lost + 1e-12 or r == ins)
-            core = rank * match * kernel[0] * kernel[1] * places
-            cost = match * ins * places_in + core + rank * outs * places
-            found.append(Choice((rank, match), cost, lost + _tail(inner, match)))
-    return [whole, *(choice for choice in found if choice.cost < whole.cost)]
+    outs, ins, *kernel = layer.weight.shape
+    reads, writes = (layer.inputs, layer.outputs) if by == "macs" else (1, 1)
+    whole = layer.weight.numel() * writes
+    if layer.method == "svd":
+        energy = spectrum(layer.weight, layer.moment).energy
+        return choices(whole, [energy], lambda rank: rank * (ins + outs) * writes, least)
+    area = kernel[0] * kernel[1]
+
+    def cost(outer: int, inner: int) -> int:
+        return ins * inner * reads + (inner * outer * area + outer * outs) * writes
+
+    return choices(whole, mode_energies(layer.weight, layer.moment), cost, least)
 
 
-def _levels(least: int, full: int) -> list[int]:
-    count = min(LEVELS, full)
-    return sorted({max(min(least, full), round(full * (i + 1) / count)) for i in range(count)})
-
-
-def _tail(energy: Tensor, rank: int) -> float:
-    return float(energy[rank:].sum() / energy.sum().clamp(min=1e-300))
-
-
-def _allocate(layers: list[Layer], total: int, target: float) -> list[Choice]:
-    """The choice a layer: one price of cost for all (bisected), the energy lost and the cost traded at that price."""
-    fixed = total - sum(layer.choices[0].cost for layer in layers)
-
-    def at(price: float) -> list[Choice]:
-        return [min(layer.choices, key=lambda c: c.lost + price * c.cost / total) for layer in layers]
-
-    def kept(chosen: list[Choice]) -> float:
-        return (fixed + sum(choice.cost for choice in chosen)) / total
-
-    low, high = 1e-9, 1e9
-    if kept(at(high)) > target:
-        return at(high)
-    for _ in range(100):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if kept(at(middle)) <= target else (middle, high)
-    return min((at(low), at(high)), key=lambda chosen: abs(kept(chosen) - target))
-
-
-def _replace(model: students.Classifier, layer: Layer, choice: Choice) -> None:
-    """Put the factors of `choice` into the model."""
-    module, weight = layer.module, layer.module.weight.detach()
+def factorise(model: students.Classifier, layer: Layer, ranks: Sequence[int]) -> None:
+    """Put the factors of `layer` into `model`, in place, at these ranks: one for "svd", outer and inner for "tucker"."""
+    module = layer.module
+    outs, ins, *kernel = layer.weight.shape
     bias = module.bias is not None
-    outs, ins, *kernel = weight.shape
-    if layer.is_matrix:
-        parts: Spectrum = spectrum(weight.flatten(1), _white(layer))
-        left, right = parts.cut(choice.ranks[0])
-        factors = [right, left]
-        rank = choice.ranks[0]
+    if layer.method == "svd":
+        factors: Sequence[Tensor] = svd(layer.weight, ranks[0], layer.moment)
         if isinstance(module, nn.Linear):
-            rows: list[dict[str, Any]] = [
-                {"type": "Linear", "in_features": ins, "out_features": rank, "bias": False},
-                {"type": "Linear", "in_features": rank, "out_features": outs, "bias": bias},
-            ]
+            row = [_linear(ins, ranks[0]), _linear(ranks[0], outs, bias)]
         else:
-            rows = [_conv(ins, rank, 1, stride=list(module.stride)), _conv(rank, outs, 1, bias=bias)]
+            row = [_conv(ins, ranks[0], stride=list(module.stride)), _conv(ranks[0], outs, bias=bias)]
     else:
-        outer, inner = choice.ranks
-        factors = list(tucker(weight, (outer, inner), _white(layer)))
-        shape = {name: _plain(getattr(module, name)) for name in ("stride", "padding", "dilation")}
-        rows = [
-            _conv(ins, inner, 1),
-            _conv(inner, outer, list(kernel), **shape),
-            _conv(outer, outs, 1, bias=bias),
-        ]
+        outer, inner = ranks
+        factors = tucker(layer.weight, (outer, inner), layer.moment)
+        same = {name: _plain(getattr(module, name)) for name in ("stride", "padding", "dilation")}
+        core = _conv(inner, outer, kernel_size=kernel, **same)
+        row = [_conv(ins, inner), core, _conv(outer, outs, bias=bias)]
     weights = {}
-    for index, (factor, row) in enumerate(zip(factors, rows, strict=True)):
-        flat = row["type"] == "Linear" or factor.dim() == 4
-        weights[f"{layer.path}.{index}.weight"] = (factor if flat else factor[:, :, None, None]).to(weight.dtype)
+    for place, factor in enumerate(factors):
+        dims = (1,) * (module.weight.dim() - factor.dim())
+        weights[f"{layer.path}.{place}.weight"] = factor.reshape(*factor.shape, *dims).to(module.weight.dtype)
     if module.bias is not None:
-        weights[f"{layer.path}.{len(rows) - 1}.bias"] = module.bias.detach()
-    students.edit(model, [students.Replace(layer.path, rows)], weights)
+        weights[f"{layer.path}.{len(row) - 1}.bias"] = module.bias.detach()
+    students.edit(model, [students.Replace(layer.path, row)], weights)
 
 
-def _conv(ins: int, outs: int, kernel: int | list[int], bias: bool = False, **more: Any) -> dict[str, Any]:
-    return {"type": "Conv2d", "in_channels": ins, "out_channels": outs, "kernel_size": kernel, "bias": bias, **more}
+def _linear(ins: int, outs: int, bias: bool = False) -> dict[str, Any]:
+    return {"type": "Linear", "in_features": ins, "out_features": outs, "bias": bias}
+
+
+def _conv(ins: int, outs: int, **more: Any) -> dict[str, Any]:
+    return {"type": "Conv2d", "in_channels": ins, "out_channels": outs, "kernel_size": 1, "bias": False, **more}
 
 
 def _plain(value: Any) -> Any:

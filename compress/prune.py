@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,10 @@ from torch import Tensor, nn
 import students
 from compress import channels
 from compress.channels import Group, Removal
-from compress.cost import macs
 from compress.importance import IMPORTANCES, random
 from compress.stage import Artefact, Context, Report
+from compress.target import KINDS, TOLERANCE, By, Shape, check, cost_of
 from kd.errors import InputError
-
-TOLERANCE = 0.03  # of the share that is asked for
-By = Literal["macs", "params"]
-KINDS: tuple[By, ...] = get_args(By)
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -46,10 +41,7 @@ class Prune:
     round_to: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.target < 1:
-            raise InputError("prune.target", self.target, "must be above 0 and below 1")
-        if self.by not in KINDS:
-            raise InputError("prune.by", self.by, "must be macs or params")
+        check("prune", self.target, self.by)
         if self.importance not in IMPORTANCES:
             raise InputError("prune.importance", self.importance, f"must be one of {', '.join(IMPORTANCES)}")
         for name in ("min_channels", "round_to"):
@@ -66,7 +58,7 @@ class Prune:
         x = _images(model, shape, context.seed)
         groups = _groups(model, x)
         able = channels.separable(model.net, x, groups)
-        goal = self.target * _cost(reference, shape, self.by)
+        goal = self.target * cost_of(reference, shape, self.by)
         while True:
             removal = self._choose(model.net, able, goal, shape, context.seed)
             right = channels.sound(model.net, x, removal)
@@ -77,7 +69,7 @@ class Prune:
         _retell(small)
         made = copy.deepcopy(model)
         students.edit(made, channels.changes(model.net, small), small.state_dict())
-        kept = {by: _cost(made, shape, by) / _cost(reference, shape, by) for by in KINDS}
+        kept = {by: cost_of(made, shape, by) / cost_of(reference, shape, by) for by in KINDS}
         whole = [group.name for group in groups if group not in able]
         widths = {group.name: group.channels - len(gone) for group, gone in removal.items()}
         details = {"kept_macs": kept["macs"], "kept_params": kept["params"], "groups": len(groups)}
@@ -96,7 +88,7 @@ class Prune:
             return {group: weak[group][:most] for group, most in gone.items() if most}
 
         def cost(count: int) -> int:
-            return _cost(channels.sliced(net, removal(count)), shape, self.by)
+            return cost_of(channels.sliced(net, removal(count)), shape, self.by)
 
         few, many = 0, len(ranking)
         if cost(few) <= goal or cost(many) >= goal:
@@ -160,7 +152,3 @@ def _images(model: students.Classifier, shape: Shape, seed: int) -> Tensor:
     """Noise: slicing has to be right for any image."""
     noise = torch.rand(4, *shape, generator=torch.Generator().manual_seed(seed))
     return model.normalize(noise.to(model.mean.device))
-
-
-def _cost(model: nn.Module, shape: Shape, by: By) -> int:
-    return macs(model, shape) if by == "macs" else sum(parameter.numel() for parameter in model.parameters())

@@ -11,12 +11,14 @@ from compress.stage import Artefact, Context, Report
 from kd.errors import InputError
 from kd.evaluate import evaluate
 from kd.fit import fit
-from kd.regimes import Offline
+from kd.regimes import Offline, Supervised
 
 
 @dataclass(frozen=True)
 class Recover:
     """Distil the teacher into the model as it is. What comes out is never worse on validation than what came in.
+
+    Without a teacher it learns from the labels alone.
 
     Attributes:
         epochs: how long.
@@ -33,19 +35,22 @@ class Recover:
                 raise InputError(f"recover.{name}", value, "must be above 0")
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
-        """Raises InputError without a teacher, or where the model is a file already."""
-        if context.teacher is None:
-            raise InputError("recover.teacher", None, "recovery learns from a teacher: name one")
+        """Raises InputError where the model is a file already."""
         if not isinstance(model, nn.Module):
             raise InputError("stages", "recover", "must come before export: a file does not train")
-        data = context.data
+        data, notes = context.data, []
         before = evaluate(model, data.evaluation("val")).top1
-        student = copy.deepcopy(model)
+        student = copy.deepcopy(model).requires_grad_(True)
         schedule = replace(context.fit, epochs=self.epochs, lr=self.lr or context.fit.lr, warmup_epochs=0)
-        regime = Offline(student, context.teacher, context.objective())
+        if context.teacher is None:
+            regime: Offline | Supervised = Supervised(student)
+            notes.append("There is no teacher: recovery learnt from the labels alone.")
+        else:
+            regime = Offline(student, context.teacher, context.objective())
         history = fit(regime, data, schedule, context.folder, context.accelerator, label="recover")
-        details = {"top1_before": before, "top1_after": history.best_top1, "curve": history.epochs}
+        after = max(before, history.best_top1)
+        details = {"top1_before": before, "top1_after": after, "curve": history.epochs}
         if history.best_top1 < before:
-            note = f"Recovery only reached {history.best_top1:.2f}% of {before:.2f}% on validation, so it was undone."
-            return model, Report("recover", (note,), details | {"top1_after": before})
-        return student.eval(), Report("recover", (), details)
+            notes.append(f"Recovery only reached {history.best_top1:.2f}% of {before:.2f}% on validation: undone.")
+            return model, Report("recover", tuple(notes), details)
+        return student.eval(), Report("recover", tuple(notes), details)

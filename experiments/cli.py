@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import warnings
@@ -11,11 +12,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from kd.console import say
 from kd.errors import DivergedError, InputError
+from kd.processes import on_cpu
 
 Config = TypeVar("Config")
 Main = Callable[[Config, str], None]
@@ -53,6 +56,7 @@ def run(command: str, config_type: type[Config], main: Main[Config], argv: Seque
 
     Returns the exit status: 0, 1 (training diverged), 2 (bad input) or 130 (Ctrl-C), each but 0 with a line on stderr.
     """
+    _several(command)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     try:
         made = parser(command, config_type)
@@ -74,6 +78,22 @@ def run(command: str, config_type: type[Config], main: Main[Config], argv: Seque
         say("interrupted: the same command goes on from here")
         return 130
     return 0
+
+
+def _several(name: str) -> None:
+    """Start the processes that `accelerate launch --cpu --num_processes N` was asked for.
+
+    accelerate (1.15) starts one process on the CPU whatever N is, unless MPI is there; it only tells an address to meet
+    at. So the same command is handed on to torchrun, with the N that the launcher was given.
+    """
+    environment = os.environ
+    if "MASTER_ADDR" not in environment or "WORLD_SIZE" in environment or not on_cpu():
+        return
+    words = psutil.Process().parent().cmdline()  # the launcher
+    if "--num_processes" in words:
+        count = words[words.index("--num_processes") + 1]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", count, "--master_port", "0"]
+        os.execv(sys.executable, [*torchrun, "-m", f"experiments.{name}", *sys.argv[1:]])
 
 
 def command(name: str) -> str:

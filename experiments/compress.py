@@ -92,8 +92,9 @@ def main(config: CompressConfig, resolved: str) -> None:
         raise InputError("stages", "[]", "name at least one, such as compress.Prune")
     run = Run(Path(config.out), resolved, cli.command("compress"))
     at = run.step("teacher", lambda folder: train_teacher.obtain(config.teacher, data, folder, config.seed))
-    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers")
-    compress(config.stages, start, run, teacher, data, config.objective.build(config.loss), config.fit, config.seed)
+    objective = config.objective.build(config.loss)
+    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers", objective().needs)
+    compress(config.stages, start, run, teacher, data, objective, config.fit, config.seed)
 
 
 def compress(

@@ -80,9 +80,9 @@ class ObjectiveConfig:
 
     def build(self, loss: Loss) -> Callable[[], Objective]:
         """A function that makes a fresh objective (losses are bound to one pair of models)."""
-        terms = {"loss": Term(loss, self.weight, self.warmup), **self.terms}
+        terms = {type(loss).__name__: Term(loss, self.weight, self.warmup), **self.terms}
         if self.hard:
-            terms["ce"] = Term(CrossEntropy(self.smoothing), self.hard)
+            terms["CrossEntropy"] = Term(CrossEntropy(self.smoothing), self.hard)
         return lambda: Objective({name: replace(term, loss=copy.deepcopy(term.loss)) for name, term in terms.items()})
 
 

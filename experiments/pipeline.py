@@ -12,8 +12,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
-
 from compress import Stage
 from experiments import cli, compress, distill, report, search, train_teacher
 from experiments.config import ObjectiveConfig, TeacherConfig
@@ -25,6 +23,7 @@ from kd.errors import InputError
 from kd.fit import Fit
 from kd.loss import Loss
 from kd.losses import KD
+from kd.processes import processes
 from search import SearchConfig
 
 
@@ -58,17 +57,15 @@ class PipelineConfig:
 
 
 def main(config: PipelineConfig, resolved: str) -> None:
-    if PartialState().num_processes > 1:
-        raise InputError(
-            "num_processes", PartialState().num_processes, "the pipeline is one process; distill takes many"
-        )
+    if processes().num_processes > 1:
+        raise InputError("num_processes", processes().num_processes, "the pipeline is one process; distill takes many")
     data, seed, objective = load_data(config.data), config.seed, config.objective.build(config.loss)
     train_teacher.check(config.teacher, data)
     search.check(config.search, data)
     run = Run(Path(config.out), resolved, cli.command("pipeline"))
 
     at = run.step("teacher", lambda folder: train_teacher.obtain(config.teacher, data, folder, seed))
-    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers")
+    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers", objective().needs)
     found = run.step("search", lambda folder: search.find(config.search, teacher, data, objective, folder, seed))
     plan = search.chosen(found)
     run.step("scratch", lambda folder: distill.from_scratch(plan, data, config.fit, folder, seed))

@@ -82,8 +82,8 @@ def main(config: SearchCommandConfig, resolved: str) -> None:
     check(config.search, data)
     run = Run(Path(config.out), resolved, cli.command("search"))
     at = run.step("teacher", lambda folder: train_teacher.obtain(config.teacher, data, folder, config.seed))
-    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers")
     objective = config.objective.build(config.loss)
+    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers", objective().needs)
     run.step("search", lambda folder: find(config.search, teacher, data, objective, folder, config.seed))
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 
 from experiments.environment import describe
 from kd.checkpoint import atomic_write
 from kd.console import say
 from kd.errors import InputError
+from kd.processes import processes
 
 MARKER = "step.json"
 
@@ -46,7 +46,7 @@ class Run:
         """Open or start a run. Raises InputError where the folder holds another configuration or something else."""
         self.out, self.token = out, ""
         config = out / "config.yaml"
-        with PartialState().main_process_first():  # the others find what the first one made
+        with processes().main_process_first():  # the others find what the first one made
             if out.exists() and not out.is_dir():
                 raise InputError("out", str(out), "is a file, not a folder")
             if config.exists():
@@ -60,7 +60,7 @@ class Run:
     def step(self, name: str, work: Callable[[Path], Outcome]) -> Path:
         """Do `work(folder)`, on all processes, unless it is done; returns the folder. `name` may hold slashes."""
         folder = self.out / name
-        with PartialState().main_process_first():
+        with processes().main_process_first():
             begun = self._begin(name)
         if begun["done"]:
             say(f"{name}: done before")
@@ -100,7 +100,7 @@ def chain(out: Path) -> list[dict[str, Any]]:
 
 def in_main_process(write: Callable[[], Any]) -> None:
     """Let only the first process write, and the others wait for it."""
-    state = PartialState()
+    state = processes()
     if state.is_main_process:
         write()
     state.wait_for_everyone()

@@ -14,6 +14,7 @@ import teachers
 from experiments import cli
 from experiments.config import TeacherConfig, blueprint, seeded
 from experiments.steps import Outcome, Run, in_main_process
+from kd.batch import Needs
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
 from kd.errors import InputError
@@ -67,9 +68,11 @@ def open_teacher(folder: Path) -> teachers.Teacher:
     return teachers.Teacher(model, image_size=model.blueprint.image_size, channels=model.blueprint.in_chans)
 
 
-def guide(teacher: teachers.Teacher, data: Data, folder: Path) -> teachers.Teacher | teachers.Cached:
+def guide(teacher: teachers.Teacher, data: Data, folder: Path, needs: Needs) -> teachers.Teacher | teachers.Cached:
     """What students learn from: where the draws are bounded, answers are stored under `folder` and asked for once."""
-    return teachers.Cached(teacher, folder, data) if data.augment.views else teacher
+    if data.augment.views is None or needs.stages:  # maps are too large to store
+        return teacher
+    return teachers.Cached(teacher, folder, data, needs)
 
 
 def _load(config: TeacherConfig, data: Data) -> teachers.Teacher:
@@ -78,7 +81,7 @@ def _load(config: TeacherConfig, data: Data) -> teachers.Teacher:
         config.source,
         classes=data.facts.classes,
         channels=data.facts.channels,
-        image_size=config.image_size or data.facts.image_size[0],
+        image_size=config.image_size,
         architecture=config.architecture,
         normalize=config.normalize,
     )

@@ -19,6 +19,7 @@ from kd.checkpoint import Checkpoints, Tree, atomic_write
 from kd.console import progress, say
 from kd.errors import DivergedError, InputError
 from kd.evaluate import evaluate
+from kd.processes import on_cpu
 from kd.regimes.regime import Regime
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def make_accelerator(config: Fit, folder: Path | None = None) -> Accelerator:
     AcceleratorState._reset_state()  # precision is global to accelerate; the process group outlives this
     try:
         return Accelerator(
+            cpu=on_cpu(),
             mixed_precision=config.precision,
             gradient_accumulation_steps=config.accumulate,
             log_with=list(config.trackers) if folder and config.trackers else None,

@@ -176,8 +176,8 @@ def _result(records: list[Record], config: SearchConfig, budget: Budget) -> Resu
         raise InputError("search.budget", limits, f"no candidate keeps it: {found}")
     if len(points) < config.trials:
         say(f"search: the space offered {len(points)} different networks in {len(records)} proposals")
-    best = front(points)
-    return Result(records, best, Blueprint.from_json(select(points, config.budget, config.within)["blueprint"]))
+    chosen = select(points, budget, config.within)
+    return Result(records, front(points), Blueprint.from_json(chosen["blueprint"]))
 
 
 def _excess(record: Record, budget: Budget) -> list[float]:

@@ -6,15 +6,4 @@ from students.create import create
 from students.edits import Edit, Replace, Resize, edit
 from students.storage import load, load_weights, save
 
-__all__ = [
-    "Blueprint",
-    "Classifier",
-    "Edit",
-    "Replace",
-    "Resize",
-    "create",
-    "edit",
-    "load",
-    "load_weights",
-    "save",
-]
+__all__ = ["Blueprint", "Classifier", "Edit", "Replace", "Resize", "create", "edit", "load", "load_weights", "save"]

@@ -17,7 +17,7 @@ _OF_NET = ("forward_head", "get_classifier", "feature_info", "num_features")
 class Classifier(nn.Module):
     """A net that normalises for itself: (N, C, H, W) images in [0, 1] to (N, classes) logits.
 
-    What timm's protocol offers of the net, the classifier offers too, on images in [0, 1]; what it lacks is lacking.
+    What timm's protocol offers of the net, the classifier offers too, for such images; what the net lacks, it lacks.
 
     Attributes:
         net: the net of timm, torchvision or the CIFAR zoo.
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         return self.blueprint.num_classes
 
     def normalize(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(self.normalize(x))

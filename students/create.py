@@ -1,13 +1,14 @@
-"""`create`: a model by name."""
+"""`create`: a classifier by the name of its net."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kd.errors import InputError
 from students import zoo
 from students.blueprint import Blueprint
 from students.classifier import Classifier
+
+Normalize = tuple[Sequence[float], Sequence[float]]
 
 
 def create(
@@ -19,33 +20,34 @@ def create(
     width: float = 1.0,
     depth: float = 1.0,
     pretrained: bool = False,
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    normalize: Normalize | None = None,
 ) -> Classifier:
-    """A classifier of images in [0, 1].
+    """A classifier of (N, in_chans, H, W) images in [0, 1].
 
     Args:
-        name: of timm, of the CIFAR zoo (cifar_resnet20, ...) or of torchvision (tv_mobilenet_v3_small, ...).
-        image_size: pixels a side; None: what the net was made for.
+        name: of a model of timm, of the CIFAR zoo (`cifar_resnet20`), or of torchvision (`tv_resnet18`).
+        image_size: pixels a side; None: what the net was made for. Up to 64 the stem is eased.
         width, depth: factors on channels and on blocks.
-        pretrained: with the published weights; at width and depth 1 only.
-        normalize: mean and std of pixels, a value a channel; None: those of the published weights, or none at all.
+        pretrained: with the published weights, and a fresh classifier where the number of classes differs.
+        normalize: mean and std of the pixels, a value a channel; None: those of the published weights where they are
+            used, and 0 and 1 otherwise.
 
-    Raises InputError for an unknown name, a factor that the net cannot take, images too small, weights not to be had.
+    Raises InputError for an unknown name, a factor that the net cannot take, weights that cannot be had, and images too
+    small for the net.
     """
-    known = zoo.published(name)
-    if pretrained and (width, depth) != (1, 1):
-        raise InputError("student.pretrained", True, "published weights fit width 1 and depth 1 only")
+    told = zoo.published(name)
     if normalize is None:
-        normalize = (known.mean, known.std) if pretrained and in_chans == len(known.mean) else ((0.0,), (1.0,))
-    plan = Blueprint(
-        name,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        image_size=known.image_size if image_size is None else image_size,
-        width=width,
-        depth=depth,
-        normalize=(tuple(normalize[0]), tuple(normalize[1])),
-    )
+        normalize = _for_channels(in_chans, (told.mean, told.std)) if pretrained else ((0.0,), (1.0,))
+    mean, std = normalize
+    size = told.image_size if image_size is None else image_size
+    blueprint = Blueprint(name, num_classes, in_chans, size, width, depth, (tuple(mean), tuple(std)))
     if not pretrained:
-        return plan.build()
-    return Classifier(zoo.net(name, num_classes, in_chans, plan.image_size, pretrained=True), plan)
+        return blueprint.build()
+    net = zoo.net(name, num_classes, in_chans, size, width, depth, pretrained)
+    return Classifier(net, blueprint)
+
+
+def _for_channels(channels: int, normalize: Normalize) -> Normalize:
+    """One value for all channels where these are not red, green and blue."""
+    mean, std = normalize
+    return normalize if channels == len(mean) else ((sum(mean) / len(mean),), (sum(std) / len(std),))

@@ -1,8 +1,9 @@
-"""Edits: what pruning and factorising did to a net, as plain values that repeat it without tracing or pickle."""
+"""Edits: what pruning and factorising did to a net, as plain values that repeat it, without tracing or pickle."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from kd.errors import InputError
 from students.classifier import Classifier
 
+_set = object.__setattr__  # the classes are frozen
 LAYERS: dict[str, type[nn.Module]] = {"Conv2d": nn.Conv2d, "Linear": nn.Linear, "Identity": nn.Identity}
 
 
@@ -28,6 +30,12 @@ class Resize:
     module: str
     attributes: dict[str, Any] = field(default_factory=dict)
     shapes: dict[str, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:  # lists, as JSON gives them back
+        _set(self, "attributes", {k: list(v) if isinstance(v, tuple) else v for k, v in self.attributes.items()})
+        _set(self, "shapes", {name: list(shape) for name, shape in self.shapes.items()})
+        if not all(type(size) is int and size > 0 for shape in self.shapes.values() for size in shape):
+            raise _refusal(self, f"the sizes in {self.shapes} must be whole numbers from 1 up")
 
     def apply(self, net: nn.Module) -> None:
         module = _find(net, self.module)
@@ -55,6 +63,9 @@ class Replace:
     module: str
     layers: list[dict[str, Any]]
 
+    def __post_init__(self) -> None:
+        _set(self, "layers", [dict(layer) for layer in self.layers])
+
     def apply(self, net: nn.Module) -> None:
         old = _find(net, self.module)
         place = next(old.parameters(), torch.empty(0))
@@ -69,7 +80,7 @@ class Replace:
 Edit = Resize | Replace
 
 
-def edit(model: Classifier, edits: Sequence[Edit], weights: dict[str, Tensor] | None = None) -> None:
+def edit(model: Classifier, edits: Sequence[Edit], weights: Mapping[str, Tensor] | None = None) -> None:
     """Apply edits in place and note them in the blueprint of `model`.
 
     Args:
@@ -87,7 +98,15 @@ def edit(model: Classifier, edits: Sequence[Edit], weights: dict[str, Tensor] | 
             if name not in state or state[name].shape != value.shape:
                 found = tuple(state[name].shape) if name in state else "no such entry"
                 raise InputError("weights", f"{name} {tuple(value.shape)}", f"the edited net has {found}")
-        model.net.load_state_dict(weights, strict=False)
+        fill(model.net, weights)
+
+
+def fill(net: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give entries of the state dict of `net` copies of new values, and their type; they stay on their device."""
+    own = net.state_dict()
+    state = OrderedDict((name, value.detach().to(own[name].device, copy=True)) for name, value in values.items())
+    state._metadata = own._metadata  # type: ignore[attr-defined]  # the versions of modules: some ask for it
+    net.load_state_dict(state, strict=False, assign=True)
 
 
 def to_dict(edit: Edit) -> dict[str, Any]:
@@ -99,21 +118,11 @@ def from_dict(values: Any) -> Edit:
     kinds: dict[str, type[Edit]] = {"Resize": Resize, "Replace": Replace}
     try:
         fields = dict(values)
-        edit = kinds[fields.pop("kind")](**fields)
-    except (KeyError, TypeError, ValueError) as error:
+        return kinds[fields.pop("kind")](**fields)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError("blueprint.edits", repr(values), "is neither a Resize nor a Replace") from error
-    if not _sound(edit):
-        raise InputError("blueprint.edits", repr(values), "has fields of another type")
-    return edit
-
-
-def _sound(edit: Edit) -> bool:
-    if isinstance(edit, Replace):
-        parts: list[Any] = [*edit.layers] if isinstance(edit.layers, list) else [None]
-        return isinstance(edit.module, str) and all(isinstance(layer, dict) for layer in parts)
-    shapes = edit.shapes.values() if isinstance(edit.shapes, dict) else [None]
-    whole = all(isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape) for shape in shapes)
-    return isinstance(edit.module, str) and isinstance(edit.attributes, dict) and whole
 
 
 def _find(net: nn.Module, path: str) -> nn.Module:
@@ -132,4 +141,4 @@ def _like(old: Tensor, shape: Sequence[int]) -> Tensor:
     new = old.new_empty(shape)
     if old.is_floating_point() and not old.is_meta:
         new.normal_(float(old.detach().mean()), float(old.detach().std(correction=0)))
-    return new.detach()
+    return new

@@ -12,7 +12,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
+
+from kd.errors import InputError
 
 Arguments = dict[str, Any]
 Rule = Callable[[Arguments, float, float], Arguments]
@@ -34,6 +37,15 @@ def stages(channels: str, blocks: str, multiple: int = 8, stem: str | None = Non
         return changed if stem is None else changed | {stem: scaled(arguments[stem], width, multiple)}
 
     return rule
+
+
+def concatenating(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """Nets that put the input of a stage beside its output: what a stage adds is scaled, so that it adds something."""
+    added = (after - before for before, after in pairwise((0, *arguments["channels"])))
+    return {
+        "channels": tuple(accumulate(scaled(count, width, 4 * arguments["groups"]) for count in added)),
+        "layers": tuple(scaled(count, depth) for count in arguments["layers"]),
+    }
 
 
 def inverted_residuals(arguments: Arguments, width: float, depth: float) -> Arguments:
@@ -88,7 +100,13 @@ FAMILIES = {
     "CifarWideResNet": Family(_cifar(multiple=2), last=2),
     "CifarVGG": Family(_cifar(multiple=2), last=2),
     "CifarMobileNetV2": Family(_cifar(multiple=2), last=2),
-    "CifarShuffleNetV1": Family(_cifar(multiple=12), last=2),
+    "CifarShuffleNetV1": Family(concatenating, last=2),
     "CifarShuffleNetV2": Family(_cifar(multiple=2), last=2),
 }
 """By the name of the model's class."""
+
+
+def not_scaled(name: str, width: float, depth: float) -> InputError:
+    field, factor = ("width", width) if width != 1 else ("depth", depth)
+    can = "resnet*, convnext*, mobilenetv2_*, vit_*, deit_* and cifar_* can"
+    return InputError(f"student.{field}", factor, f"{name} cannot be scaled yet: {can}")

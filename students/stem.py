@@ -28,40 +28,48 @@ def patches(patch_size: int, image_size: int) -> int:
 
 
 def ease(net: Any, channels: int, image_size: int, last: int) -> None:
-    """Take reductions out of the stem of `net`, in place, until the last map of such an image has `last` pixels a side.
+    """Take reductions out of the stem, in place, until the last map of such an image has `last` pixels a side.
 
     `net` follows timm's protocol; its feature_info tells the new reductions. Convolutions and pools that see the
-    largest image are eased together, so that branches still fit; a pool that reduces no more is removed, and an even
-    kernel loses a row and a column, because it could not keep the size.
+    largest image are eased together, so that branches still fit. Pools are removed, and an even kernel loses a row and
+    a column, because it could not keep the size.
     """
     if image_size > SMALL:
         return
-    sketch = copy.deepcopy(net).to("meta")  # nothing is computed
-    reductions, first = _look(sketch, channels)
-    while reductions[-1] * last > image_size and first:
-        for name in first:
-            _halve(sketch, name)
+    sides, groups = _look(net, channels)
+    reductions = [_LARGE // side for side in sides]
+    for seen, names in groups:
+        if reductions[-1] * last <= image_size:
+            break
+        for name in names:
             _halve(net, name)
-        reductions, first = _look(sketch, channels)
+        reductions = [r // 2 if side < seen else r for r, side in zip(reductions, sides, strict=True)]
     for info, reduction in zip(net.feature_info, reductions, strict=True):
         info["reduction"] = reduction
 
 
-def _look(sketch: Any, channels: int) -> tuple[list[int], list[str]]:
-    """The reduction of every map, and the names of those strided modules that see the largest image."""
-    seen: dict[str, int] = {}
+def _look(net: Any, channels: int) -> tuple[list[int], list[tuple[int, list[str]]]]:
+    """The side of every map of a large image, and the halvings that can be undone, first to last.
+
+    A halving is the side of the map that goes in, and the names of all modules that halve it.
+    """
+    sketch = copy.deepcopy(net).to("meta")  # nothing is computed
+    names: dict[int, list[str]] = {}
 
     def note(name: str) -> Any:
-        return lambda module, inputs, output: seen.__setitem__(name, inputs[0].shape[-1])
+        return lambda module, inputs, output: names.setdefault(inputs[0].shape[-1], []).append(name)
 
-    strided = [(name, module) for name, module in sketch.named_modules() if _stride(module) > 1]
-    hooks = [module.register_forward_hook(note(name)) for name, module in strided]
+    for name, module in sketch.named_modules():
+        if _stride(module) > 1:
+            module.register_forward_hook(note(name))
     with inference(sketch):
         _, maps = sketch.forward_intermediates(torch.zeros(1, channels, _LARGE, _LARGE, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    largest = max(seen.values(), default=0)
-    return [_LARGE // each.shape[-1] for each in maps], [name for name, size in seen.items() if size == largest]
+    sides = [each.shape[-1] for each in maps]
+    groups = []
+    for side in sorted(names, reverse=True):
+        halvings = _stride(net.get_submodule(names[side][0])).bit_length() - 1
+        groups += [(side, names[side])] * halvings
+    return sides, groups
 
 
 def _stride(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""A model in a folder: blueprint.json and model.safetensors."""
+"""Models on disk: a folder with `blueprint.json` and `model.safetensors`, sealed by a digest of both."""
 
 from __future__ import annotations
 
@@ -6,51 +6,74 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as parse
-from safetensors.torch import save as serialise
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from kd.checkpoint import atomic_write, digest
 from kd.errors import InputError
 from students.blueprint import Blueprint
 from students.classifier import Classifier
+from students.edits import fill
 
 PLAN, WEIGHTS = "blueprint.json", "model.safetensors"
 
 
 def save(model: Classifier, folder: Path | str) -> None:
-    """Write both files, each atomically; the blueprint comes last and holds a digest of the weights."""
+    """Write `model` so that `load` gives it back, exactly. A kill leaves a folder that `load` takes or refuses."""
     if not isinstance(model, Classifier):
         raise InputError("model", type(model).__name__, "only a students.Classifier knows its blueprint")
-    folder = Path(folder)
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.net.state_dict().items()}
-    atomic_write(folder / WEIGHTS, serialise(tensors))
-    plan = json.loads(model.blueprint.to_json()) | {"digest": digest(list(tensors.values()))}
-    atomic_write(folder / PLAN, json.dumps(plan, indent=1))
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.net.state_dict().items()}
+    plan = json.loads(model.blueprint.to_json())
+    atomic_write(Path(folder) / WEIGHTS, write_tensors(state))
+    atomic_write(Path(folder) / PLAN, json.dumps(plan | {"digest": _digest(plan, state)}, indent=1))
 
 
 def load(folder: Path | str) -> Classifier:
-    """The model that `save` wrote, in evaluation mode, exactly. Raises InputError for files that are not those."""
-    folder = Path(folder)
-    for name in (PLAN, WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError("model", str(folder), f"is no model folder: it has no {name}")
+    """The model that `save` wrote, on the CPU, in evaluation mode.
+
+    Raises InputError where a file is missing, torn, altered or pickled, or the weights are those of another model.
+    """
+    plan = _read_plan(Path(folder) / PLAN)
+    sealed = plan.pop("digest", None)
+    path = Path(folder) / WEIGHTS
     try:
-        plan = json.loads((folder / PLAN).read_text())
-        expected = plan.pop("digest")
-        tensors = parse((folder / WEIGHTS).read_bytes())
-    except (ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
-        raise InputError("model", str(folder), f"is torn or something else ({error})") from error
-    model = Blueprint.from_json(json.dumps(plan)).build()
-    load_weights(model, tensors, str(folder))
-    if digest([tensors[name] for name in model.net.state_dict()]) != expected:
-        raise InputError("model", str(folder / WEIGHTS), "was altered: its digest is not that of its blueprint")
+        state = read_tensors(_read(path))
+    except (SafetensorError, KeyError) as error:
+        raise InputError("model", str(path), f"is torn or no safetensors file ({error})") from error
+    with torch.random.fork_rng(devices=[]):  # reading a model draws nothing from the caller's stream
+        model = Blueprint.from_json(json.dumps(plan)).build()
+    load_weights(model, state, str(path))
+    if sealed != _digest(plan, state):
+        raise InputError("model", str(folder), f"was altered: {PLAN} and {WEIGHTS} do not match the digest")
     return model.eval()
 
 
+def _digest(plan: dict[str, object], state: Mapping[str, Tensor]) -> str:
+    return digest([state[name] for name in sorted(state)], json.dumps(plan, sort_keys=True))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError("model", str(path), f"cannot be read ({error.strerror})") from error
+
+
+def _read_plan(path: Path) -> dict[str, object]:
+    try:
+        plan = json.loads(_read(path))
+    except ValueError as error:
+        raise InputError("model", str(path), f"is torn or no JSON ({error})") from error
+    if not isinstance(plan, dict):
+        raise InputError("model", str(path), "is no blueprint")
+    return plan
+
+
 def load_weights(model: Classifier, tensors: Mapping[str, Tensor], source: str, optional: str = "") -> None:
-    """Load a state dict of `model.net`, strictly, but that keys which end with `optional` may be missing.
+    """Give `model.net` the tensors of a state dict: all of them, but that keys ending with `optional` may be missing.
 
     Raises InputError that names `source` and the first key that is missing, unexpected or of another shape.
     """
@@ -64,4 +87,4 @@ def load_weights(model: Classifier, tensors: Mapping[str, Tensor], source: str, 
     for key in tensors:
         if key not in own:
             raise InputError("model", source, f"is of another architecture: {name} has no {key}")
-    model.net.load_state_dict(dict(tensors), strict=False)
+    fill(model.net, tensors)

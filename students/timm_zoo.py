@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from kd.errors import InputError
-from students.scaling import FAMILIES, Arguments
+from students.scaling import FAMILIES, Arguments, not_scaled
 from students.stem import ease, patches
 
 Build = Callable[..., nn.Module]
@@ -38,9 +38,14 @@ def config(name: str) -> Any:
 def build(
     name: str, num_classes: int, in_chans: int, image_size: int, width: float, depth: float, pretrained: bool
 ) -> nn.Module:
-    """The net, scaled, its stem eased where images are small. Raises InputError where that cannot be."""
+    """The net, scaled, its stem eased where images are small.
+
+    Raises InputError where it cannot be scaled, or has no published weights.
+    """
     timm = _timm()
     facts = config(name)
+    if pretrained and not facts.has_weights:
+        raise InputError("student.name", name, "there are no published weights of it")
     arguments: Arguments = {"num_classes": num_classes, "in_chans": in_chans}
     if facts.fixed_input_size:
         arguments["img_size"] = image_size
@@ -53,9 +58,7 @@ def build(
                 given["patch_size"] = patches(full["patch_size"], image_size)
             given |= family.scale(full, width, depth)
         elif (width, depth) != (1, 1):
-            field, factor = ("width", width) if width != 1 else ("depth", depth)
-            can = "resnet*, convnext*, mobilenetv2_*, vit_*, deit_* and cifar_*"
-            raise InputError(f"student.{field}", factor, f"{name} cannot be scaled yet: {can} can")
+            raise not_scaled(name, width, depth)
         return timm.models.build_model_with_cfg(net, variant, weights, **given)
 
     architecture, _, tag = name.partition(".")
@@ -97,6 +100,6 @@ def _defaults(net: type[nn.Module]) -> Arguments:
     """The default arguments of a constructor, those that it hands on to its base classes included."""
     found: Arguments = {}
     for base in reversed(net.__mro__):
-        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        parameters = inspect.signature(base).parameters.values() if "__init__" in vars(base) else ()
         found |= {p.name: p.default for p in parameters if p.default is not p.empty}
     return found

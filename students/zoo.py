@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -12,11 +13,12 @@ from torch import nn
 from kd.errors import InputError
 from kd.evaluate import inference
 from students import timm_zoo, torchvision_zoo
+from students.scaling import not_scaled
 
 
 @dataclass(frozen=True)
 class Published:
-    """What is told of a net: the side of its images in pixels, and the mean and std of them in [0, 1]."""
+    """What is told of a net: the side of its images, and the mean and std of their pixels in [0, 1]."""
 
     image_size: int
     mean: tuple[float, ...]
@@ -25,14 +27,16 @@ class Published:
 
 def published(name: str) -> Published:
     """Raises InputError for a name that no zoo has."""
-    if name in torchvision_zoo.names():
-        preset = torchvision_zoo.preset(name)
-        return Published(preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
-    config = timm_zoo.config(name)
-    if config is None:
+    if _of_torchvision(name):
+        preset = torchvision_zoo.preset(name) if name in torchvision_zoo.names() else None
+        known = preset and Published(preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+    else:
+        config = timm_zoo.config(name)
+        known = config and Published(config.input_size[-1], tuple(config.mean), tuple(config.std))
+    if known is None:
         close = difflib.get_close_matches(name, [*timm_zoo.names(), *torchvision_zoo.names()])
         raise InputError("student.name", name, f"unknown; did you mean {' or '.join(close)}?" if close else "unknown")
-    return Published(config.input_size[-1], tuple(config.mean), tuple(config.std))
+    return known
 
 
 def net(
@@ -50,23 +54,32 @@ def net(
     small for the net.
     """
     published(name)
-    if name.startswith(torchvision_zoo.PREFIX):
-        if (width, depth) != (1, 1):
-            field, factor = ("width", width) if width != 1 else ("depth", depth)
-            raise InputError(f"student.{field}", factor, f"{name} is torchvision's and cannot be scaled")
-        build = partial(torchvision_zoo.build, name, num_classes, in_chans, pretrained)
-    else:
-        build = partial(timm_zoo.build, name, num_classes, in_chans, image_size, width, depth, pretrained)
-    try:
-        made = build()
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        why = "its weights cannot be had" if pretrained else "cannot be built"
-        raise InputError("student.name", name, f"{why}: {error}") from error
-    try:
-        with inference(made):
-            made(torch.zeros(1, in_chans, image_size, image_size, device=next(made.parameters()).device))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError("data.image_size", image_size, f"does not fit {name}: {error}") from error
+    if pretrained and (width, depth) != (1, 1):
+        raise InputError("student.pretrained", "true", "published weights fit width 1 and depth 1 only")
+    if _of_torchvision(name) and (width, depth) != (1, 1):
+        raise not_scaled(name, width, depth)
+    size = ("data.image_size", image_size, f"too small for {name}, or not for it")
+    weights = ("student.name", name, "its weights cannot be had")
+    with _told(*(weights if pretrained else size)):
+        if _of_torchvision(name):
+            made = torchvision_zoo.build(name, num_classes, in_chans, pretrained)
+        else:
+            made = timm_zoo.build(name, num_classes, in_chans, image_size, width, depth, pretrained)
+    with _told(*size), inference(made):
+        made(torch.zeros(1, in_chans, image_size, image_size))
     return made
+
+
+def _of_torchvision(name: str) -> bool:
+    return name.startswith(torchvision_zoo.PREFIX)
+
+
+@contextmanager
+def _told(field: str, value: object, why: str) -> Iterator[None]:
+    """What nets and hubs raise, as an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise InputError(field, value, f"{why} ({error})") from error

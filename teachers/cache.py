@@ -57,7 +57,7 @@ class Cached:
         self._draws: dict[int, np.ndarray] = {}
 
     def _open(self, folder: Path) -> str:
-        """Name the store by its manifest; one that is not whole is started anew by the checksums of its rows."""
+        """Write down all that determines the rows, and name the store by it."""
         ports = self.teacher.ports(self.data.facts)
         self._classes, self._embedding = ports.classes, ports.embedding if self.needs.embedding else 0
         manifest = json.dumps(

@@ -26,7 +26,7 @@ def _wide(layers: int, k: int) -> tuple[type[CifarNet], dict[str, Any]]:
 
 ZOO: dict[str, tuple[type[CifarNet], dict[str, Any]]] = {
     **{f"cifar_resnet{n}": _resnet(n, NARROW) for n in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"cifar_resnet{n}_a": _resnet(n, NARROW, option="A") for n in (20, 32, 44, 56, 110)},
+    **{f"cifar_resnet{n}_a": _resnet(n, NARROW, option="A") for n in (8, 14, 20, 32, 44, 56, 110)},
     **{f"cifar_resnet{n}x4": _resnet(n, WIDE) for n in (8, 32)},
     **{f"cifar_wrn_{n}_{k}": _wide(n, k) for n in (16, 40) for k in (1, 2)},
     "cifar_vgg8": (CifarVGG, {"channels": VGG, "layers": (1, 1, 1, 1, 1)}),
@@ -39,16 +39,15 @@ ZOO: dict[str, tuple[type[CifarNet], dict[str, Any]]] = {
     "cifar_shufflenetv2": (CifarShuffleNetV2, {"channels": (24, 116, 232, 464, 1024), "layers": (3, 7, 3)}),
 }
 
-default_cfgs = generate_default_cfgs(
-    {name: {"url": "", "num_classes": 10, "input_size": (3, 32, 32), "mean": (0.0,), "std": (1.0,)} for name in ZOO}
-)
+CONFIG = {"num_classes": 10, "input_size": (3, 32, 32), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+default_cfgs = generate_default_cfgs(dict.fromkeys(ZOO, CONFIG))  # timm looks here, by this name
 
 
 def _register(name: str) -> None:
     net, architecture = ZOO[name]
 
     def entrypoint(pretrained: bool = False, **options: Any) -> CifarNet:
-        return build_model_with_cfg(net, name, pretrained, **architecture, **options)
+        return build_model_with_cfg(net, name, pretrained, **(architecture | options))
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     register_model(entrypoint)

@@ -12,16 +12,25 @@ from torch import Tensor, nn
 from students.cifar.net import CifarNet
 
 
-class PadShortcut(nn.Module):
-    """Option A: every `stride`-th pixel, new channels zero on both sides; no parameters."""
+class PadChannels(nn.Module):
+    """So many zero channels more, on both sides."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, extra: int) -> None:
         super().__init__()
-        self.stride, self.extra = stride, outputs - inputs
+        self.extra = extra
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+
+
+def padding(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Option A: every `stride`-th pixel, new channels zero; no parameters."""
+    return nn.Sequential(nn.AvgPool2d(1, stride), PadChannels(outputs - inputs))
+
+
+def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Option B."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
@@ -33,8 +42,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            projection = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-            self.shortcut = PadShortcut(inputs, outputs, stride) if option == "A" else projection
+            self.shortcut = (padding if option == "A" else projection)(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))

@@ -23,19 +23,19 @@ class ShuffleUnitV1(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, first_groups: int, groups: int) -> None:
         super().__init__()
-        self.stride, self.groups = stride, first_groups
-        branch = outputs - inputs if stride == 2 else outputs
-        middle = max(1, branch // 4 // groups) * groups
+        self.reduces, self.groups = stride == 2, first_groups
+        branch = outputs - inputs if self.reduces else outputs
+        middle = branch // 4
         self.conv1 = nn.Sequential(*norm_conv(inputs, middle, 1, groups=first_groups))
         self.conv2 = nn.Sequential(*norm_conv(middle, middle, 3, stride, groups=middle))
         self.conv3 = nn.Sequential(*norm_conv(middle, branch, 1, groups=groups))
+        self.pool = nn.AvgPool2d(3, 2, 1) if self.reduces else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = shuffle(F.relu(self.conv1(x)), self.groups)
         y = self.conv3(self.conv2(y))
-        if self.stride == 2:
-            return F.relu(torch.cat([y, F.avg_pool2d(x, 3, 2, 1)], 1))
-        return F.relu(y + x)
+        x = self.pool(x)
+        return F.relu(torch.cat([y, x], 1) if self.reduces else y + x)
 
 
 class ShuffleUnitV2(nn.Module):
@@ -79,7 +79,8 @@ class DownUnitV2(nn.Module):
 
 
 class CifarShuffleNetV1(CifarNet):
-    """Args: channels of the stem and the three stages, layers (units) a stage, groups of the 1x1 convolutions."""
+    """Args: channels of the stem and the three stages (multiples of 4 x groups), layers (units) a stage, groups of the
+    1x1 convolutions."""
 
     stage_names = ("layer1", "layer2", "layer3")
 

@@ -10,7 +10,7 @@ from students.cifar.net import CifarNet
 
 
 class CifarVGG(CifarNet):
-    """Args: channels of the five stages, layers (convolutions) a stage. All stages but the first begin with a pool."""
+    """Args: channels of the five stages, layers (convolutions) a stage. The middle three begin with a pool."""
 
     head_name = "classifier"
     stage_names = ("stage1", "stage2", "stage3", "stage4", "stage5")
@@ -21,13 +21,13 @@ class CifarVGG(CifarNet):
         super().__init__(num_classes, in_chans)
         before = in_chans
         for name, count, after in zip(self.stage_names, layers, channels, strict=True):
-            row: list[nn.Module] = [] if name == "stage1" else [nn.MaxPool2d(2, ceil_mode=True)]
+            row: list[nn.Module] = [nn.MaxPool2d(2)] if name in ("stage2", "stage3", "stage4") else []
             for _ in range(count):
                 row += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
                 before = after
             setattr(self, name, nn.Sequential(*row))
         self.classifier = nn.Linear(channels[-1], num_classes)
-        self.finish(channels, (1, 2, 4, 8, 16))
+        self.finish(channels, (1, 2, 4, 8, 8))
 
     def stem(self, x: Tensor) -> Tensor:
         return x

@@ -47,5 +47,5 @@ class CifarWideResNet(CifarNet):
     def stem(self, x: Tensor) -> Tensor:
         return self.conv1(x)
 
-    def neck(self, x: Tensor) -> Tensor:
+    def norm(self, x: Tensor) -> Tensor:
         return F.relu(self.bn1(x))

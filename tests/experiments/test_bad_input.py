@@ -139,7 +139,7 @@ def test_a_label_outside_the_classes_is_named(capfd, tmp_path):
 
 
 def teacher_arguments(path, architecture="cifar_resnet8"):
-    return ["--teacher.source", path, "--teacher.architecture", architecture]
+    return ["--teacher.source", path, "--teacher.architecture", architecture, "--teacher.normalize", "[[0.5], [0.5]]"]
 
 
 def test_a_checkpoint_that_is_not_the_teachers_is_refused(capfd, tmp_path):

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kd.errors import InputError
+from students import Blueprint, Replace, Resize
+
+FULL = Blueprint(
+    "cifar_resnet8",
+    num_classes=5,
+    in_chans=2,
+    image_size=16,
+    width=0.75,
+    depth=2.0,
+    normalize=((0.1, 0.2), (0.3, 0.4)),
+    edits=(
+        Resize("layer1.0.conv1", {"out_channels": 6}, {"weight": [6, 12, 3, 3]}),
+        Replace("linear", [{"type": "Linear", "in_features": 48, "out_features": 5}]),
+    ),
+)
+
+
+def test_comes_back_from_json() -> None:
+    assert Blueprint.from_json(FULL.to_json()) == FULL
+
+
+def test_on_meta_it_has_the_same_shapes_and_no_memory() -> None:
+    plan = replace(FULL, edits=())
+    torch.manual_seed(0)
+    sketch, real = plan.build("meta"), plan.build()
+    assert all(value.is_meta for value in [*sketch.parameters(), *sketch.buffers()])
+    shapes = {key: value.shape for key, value in real.state_dict().items()}
+    assert {key: value.shape for key, value in sketch.state_dict().items()} == shapes
+    assert real(torch.rand(2, 2, 16, 16)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"name": 7}, "student.name"),
+        ({"num_classes": 0}, "student.num_classes"),
+        ({"num_classes": "ten"}, "student.num_classes"),
+        ({"in_chans": 0}, "data.channels"),
+        ({"image_size": 3}, "data.image_size"),
+        ({"image_size": 32.0}, "data.image_size"),
+        ({"width": 0}, "student.width"),
+        ({"width": float("nan")}, "student.width"),
+        ({"depth": -1}, "student.depth"),
+        ({"depth": True}, "student.depth"),
+        ({"normalize": [[0.5, 0.5, 0.5], [1, 1, 1]]}, "normalize"),
+        ({"normalize": [[0.5], [0.0]]}, "normalize"),
+        ({"normalize": [["0.5"], [1]]}, "normalize"),
+        ({"normalize": 3}, "blueprint"),
+        ({"edits": 3}, "blueprint"),
+        ({"edits": [3]}, "blueprint.edits"),
+        ({"edits": [{"kind": "Explode", "module": ""}]}, "blueprint.edits"),
+        ({"edits": [{"kind": "Resize", "module": "conv1", "shapes": {"weight": [0, 3]}}]}, "blueprint.edits"),
+        ({"edits": [{"kind": "Resize", "module": "conv1", "shapes": 3}]}, "blueprint.edits"),
+        ({"edits": [{"kind": "Replace", "module": "conv1", "layers": [3]}]}, "blueprint.edits"),
+        ({"version": 2}, "blueprint"),
+        ({"colour": "red"}, "blueprint"),
+    ],
+)
+def test_refuses_what_makes_no_model(change: dict[str, Any], field: str) -> None:
+    values = json.loads(FULL.to_json()) | change
+    with pytest.raises(InputError) as caught:
+        Blueprint.from_json(json.dumps(values))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}"])
+def test_refuses_text_that_is_no_blueprint(text: str) -> None:
+    with pytest.raises(InputError, match="blueprint"):
+        Blueprint.from_json(text)
+
+
+def test_says_which_field_is_missing() -> None:
+    values = json.loads(FULL.to_json())
+    del values["depth"]
+    with pytest.raises(InputError, match="depth: is missing"):
+        Blueprint.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", ["tv_squeezenet1_1", "inception_v3"])
+@pytest.mark.parametrize("device", ["meta", None])
+def test_says_that_images_are_too_small(name: str, device: str | None) -> None:
+    with pytest.raises(InputError, match=r"data\.image_size: 8: too small for"):
+        Blueprint(name, 10, image_size=8).build(device)

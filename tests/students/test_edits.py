@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import students
+from kd.errors import InputError
+from students import Blueprint, Replace, Resize
+
+
+def model() -> students.Classifier:
+    torch.manual_seed(0)
+    return students.create("cifar_resnet8", num_classes=5, image_size=8)
+
+
+NORM = ("weight", "bias", "running_mean", "running_var")
+NARROW = [
+    Resize("layer1.0.conv1", {"out_channels": 10}, {"weight": [10, 16, 3, 3]}),
+    Resize("layer1.0.bn1", {"num_features": 10}, {key: [10] for key in NORM}),
+    Resize("layer1.0.conv2", {"in_channels": 10}, {"weight": [16, 10, 3, 3]}),
+]
+
+
+def test_resizing_changes_shapes_and_takes_the_weights() -> None:
+    made, before = model(), model().net.layer1[0]
+    keep = torch.arange(10)
+    weights = {f"layer1.0.bn1.{key}": value[keep] for key, value in before.bn1.state_dict().items() if value.dim()}
+    weights |= {
+        "layer1.0.conv1.weight": before.conv1.weight[keep],
+        "layer1.0.conv2.weight": before.conv2.weight[:, keep],
+    }
+    students.edit(made, NARROW, weights)
+    expected = model()
+    block = expected.net.layer1[0]
+    with torch.no_grad():  # silent channels are no channels
+        block.bn1.weight[10:] = 0
+        block.bn1.bias[10:] = 0
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(made.eval()(x), expected.eval()(x))
+    assert made.net.layer1[0].conv1.out_channels == 10
+    assert isinstance(made.net.layer1[0].conv1.weight, nn.Parameter)
+    assert made.blueprint.edits == tuple(NARROW)
+
+
+def test_a_blueprint_repeats_the_edits() -> None:
+    made = model()
+    factors = [
+        {"type": "Linear", "in_features": 64, "out_features": 2},
+        {"type": "Linear", "in_features": 2, "out_features": 5},
+    ]
+    students.edit(made, NARROW)
+    students.edit(made, [Replace("linear", factors)])
+    students.edit(made, [Resize("linear.0", {"in_features": 64}, {"bias": [2]})])
+    again = Blueprint.from_json(made.blueprint.to_json()).build()
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in made.state_dict().items()}
+    assert again(torch.rand(2, 3, 8, 8)).isfinite().all()  # nothing is left as it came from memory
+    assert len(made.blueprint.edits) == 5
+
+
+def test_replacing_keeps_device_type_and_mode() -> None:
+    made = model().double().eval()
+    layers = [
+        {"type": "Conv2d", "in_channels": 3, "out_channels": 16, "kernel_size": [3, 3], "padding": 1},
+        {"type": "Identity"},
+    ]
+    students.edit(made, [Replace("conv1", layers)])
+    new = made.net.conv1
+    assert [type(layer) for layer in new] == [nn.Conv2d, nn.Identity]
+    assert new[0].weight.dtype == torch.float64
+    assert not new.training
+    assert made(torch.rand(1, 3, 8, 8, dtype=torch.float64)).shape == (1, 5)
+
+
+def test_shapes_and_tuples_become_lists_so_that_json_gives_them_back() -> None:
+    edit = Resize("conv1", {"padding": (1, 1)}, {"weight": torch.Size([4, 3, 3, 3])})
+    assert edit == Resize("conv1", {"padding": [1, 1]}, {"weight": [4, 3, 3, 3]})
+    made = model()
+    students.edit(made, [edit])
+    assert made.net.conv1.padding == (1, 1)
+
+
+def test_a_resized_tensor_has_the_scale_of_the_old_one() -> None:
+    made = model()
+    before = made.net.layer3[0].conv2.weight.std()
+    students.edit(made, [Resize("layer3.0.conv2", {}, {"weight": [32, 64, 3, 3]}), Resize("bn1", {}, {"weight": [9]})])
+    torch.testing.assert_close(made.net.layer3[0].conv2.weight.std(), before, rtol=0.05, atol=0)
+    assert torch.equal(made.net.bn1.weight, torch.ones(9))
+
+
+def test_the_given_weights_are_copied() -> None:
+    made, weight = model(), torch.ones(16)
+    students.edit(made, [], {"bn1.weight": weight})
+    weight.zero_()
+    assert torch.equal(made.net.bn1.weight, torch.ones(16))
+    sketch = made.blueprint.build("meta")
+    students.edit(sketch, [], {"bn1.weight": weight})
+    assert sketch.net.bn1.weight.is_meta  # a model stays on its device
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Resize("layer9"), "no such module"),
+        (Resize("conv1", {"colour": 3}), "no attribute colour"),
+        (Resize("conv1", {"_parameters": 3}), "no attribute _parameters"),
+        (Resize("conv1", {}, {"bias": [3]}), "no parameter or buffer bias"),
+        (Replace("conv9", []), "no such module"),
+        (Replace("conv1", [{"type": "os.system", "command": "ls"}]), "cannot be made"),
+        (Replace("conv1", [{"type": "Conv2d", "colour": 3}]), "cannot be made"),
+    ],
+)
+def test_refuses_edits_that_do_not_fit(edit: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        students.edit(model(), [edit])
+
+
+@pytest.mark.parametrize(("key", "shape"), [("conv1.weight", (16, 3, 5, 5)), ("conv9.weight", (1,))])
+def test_refuses_weights_that_do_not_fit(key: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=key):
+        students.edit(model(), [], {key: torch.zeros(shape)})

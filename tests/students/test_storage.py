@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import students
+from kd.errors import InputError
+from students import Classifier, Replace, Resize
+
+NORM = ("weight", "bias", "running_mean", "running_var")
+NORMALIZE = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+LOAD_ALL = """
+import sys, torch, students
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+folder = Path(sys.argv[1])
+x = load_file(folder / "x.safetensors")["x"]
+state = torch.random.get_rng_state()
+save_file({p.name: students.load(p)(x).detach() for p in folder.iterdir() if p.is_dir()}, folder / "y.safetensors")
+assert torch.equal(state, torch.random.get_rng_state())
+"""
+
+
+def plain(name: str = "cifar_resnet20") -> Classifier:
+    torch.manual_seed(0)
+    model = students.create(name, num_classes=5, image_size=16, width=0.5, normalize=NORMALIZE)
+    model(torch.rand(8, 3, 16, 16))  # running statistics of its own
+    return model.eval()
+
+
+def prune(model: Classifier) -> Classifier:
+    block, keep = model.net.layer1[1], torch.tensor([0, 2, 3, 7])
+    weights = {f"layer1.1.bn1.{k}": v[keep] for k, v in block.bn1.state_dict().items() if v.dim()}
+    weights["layer1.1.conv1.weight"] = block.conv1.weight.detach()[keep]
+    weights["layer1.1.conv2.weight"] = block.conv2.weight.detach()[:, keep]
+    edits = [
+        Resize("layer1.1.conv1", {"out_channels": 4}, {"weight": [4, 8, 3, 3]}),
+        Resize("layer1.1.bn1", {"num_features": 4}, {key: [4] for key in NORM}),
+        Resize("layer1.1.conv2", {"in_channels": 4}, {"weight": [8, 4, 3, 3]}),
+    ]
+    students.edit(model, edits, weights)
+    return model
+
+
+def factorise(model: Classifier) -> Classifier:
+    conv = model.net.layer1[1].conv1
+    inputs, outputs = conv.in_channels, conv.out_channels
+    tucker = [
+        {"type": "Conv2d", "in_channels": inputs, "out_channels": 3, "kernel_size": 1, "bias": False},
+        {"type": "Conv2d", "in_channels": 3, "out_channels": 3, "kernel_size": 3, "padding": 1, "bias": False},
+        {"type": "Conv2d", "in_channels": 3, "out_channels": outputs, "kernel_size": 1, "bias": False},
+    ]
+    low = [
+        {"type": "Linear", "in_features": 32, "out_features": 2, "bias": False},
+        {"type": "Linear", "in_features": 2, "out_features": 5},
+    ]
+    students.edit(model, [Replace("layer1.1.conv1", tucker), Replace("linear", low)])
+    return model
+
+
+def prune_a_factor(model: Classifier) -> Classifier:
+    edits = [
+        Resize("layer1.1.conv1.0", {"out_channels": 2}, {"weight": [2, 8, 1, 1]}),
+        Resize("layer1.1.conv1.1", {"in_channels": 2}, {"weight": [3, 2, 3, 3]}),
+    ]
+    students.edit(model, edits)
+    return model
+
+
+def test_models_answer_exactly_alike_in_a_new_process(tmp_path: Path) -> None:
+    models = {
+        "plain": plain(),
+        "pruned": prune(plain()),
+        "factorised": factorise(plain()),
+        "pruned_factorised": factorise(prune(plain())),
+        "factorised_pruned": prune_a_factor(factorise(plain())),
+        "mobilenet": plain("mobilenetv2_050"),
+        "vit": plain("vit_tiny_patch16_224"),
+        "torchvision": students.create("tv_mnasnet0_5", num_classes=5, image_size=16, normalize=NORMALIZE).eval(),
+    }
+    x = torch.rand(3, 3, 16, 16)
+    for name, model in models.items():
+        students.save(model, tmp_path / name)
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    subprocess.run([sys.executable, "-c", LOAD_ALL, str(tmp_path)], check=True)
+    found = load_file(tmp_path / "y.safetensors")
+    assert found.keys() == models.keys()
+    for name, model in models.items():
+        assert torch.equal(found[name], model(x)), name
+        assert students.load(tmp_path / name).blueprint == model.blueprint
+
+
+def test_comes_back_ready_for_training_and_with_its_types(tmp_path: Path) -> None:
+    model = plain()
+    model.net.double()
+    students.save(model, tmp_path)
+    again = students.load(tmp_path)
+    assert not again.training
+    assert all(p.requires_grad and p.dtype == torch.float64 for p in again.parameters())
+    x = torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    assert torch.equal(again(x), model(x))
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    students.save(plain(), tmp_path)
+    students.save(prune(plain()), tmp_path)
+    assert len(students.load(tmp_path).blueprint.edits) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blueprint.json", "model.safetensors"]
+
+
+def other_width(plan: dict[str, object]) -> None:
+    plan["width"] = 1.0
+
+
+def other_depth(plan: dict[str, object]) -> None:
+    plan["depth"] = 3.0
+
+
+def other_mean(plan: dict[str, object]) -> None:
+    plan["normalize"] = [[0.4, 0.5, 0.7], [0.2, 0.3, 0.4]]
+
+
+def other_name(plan: dict[str, object]) -> None:
+    plan["name"] = "cifar_resnet99"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_width, r"another architecture: conv1.weight is \(8, 3, 3, 3\), cifar_resnet20 needs \(16, 3, 3, 3\)"),
+        (other_depth, r"cifar_resnet20 needs layer1.3.conv1.weight"),
+        (other_mean, "altered"),
+        (other_name, "cifar_resnet99: unknown"),
+        (lambda plan: plan.pop("digest"), "altered"),
+        (lambda plan: plan.pop("name"), "missing"),
+    ],
+)
+def test_refuses_a_blueprint_of_another_model(
+    tmp_path: Path, change: Callable[[dict[str, object]], None], message: str
+) -> None:
+    students.save(plain(), tmp_path)
+    path = tmp_path / "blueprint.json"
+    plan = json.loads(path.read_text())
+    change(plan)
+    path.write_text(json.dumps(plan))
+    with pytest.raises(InputError, match=message):
+        students.load(tmp_path)
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (flipped, "altered"),
+        (lambda content: content[:-7], "torn or no safetensors"),
+        (lambda content: content[:3], "torn or no safetensors"),
+        (lambda content: b"", "torn or no safetensors"),
+        (lambda content: pickle.dumps({"conv1.weight": 3}), "torn or no safetensors"),
+    ],
+)
+def test_refuses_weights_that_were_touched(tmp_path: Path, change: Callable[[bytes], bytes], message: str) -> None:
+    students.save(plain(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=message):
+        students.load(tmp_path)
+
+
+def test_refuses_the_weights_of_another_model(tmp_path: Path) -> None:
+    students.save(plain(), tmp_path / "a")
+    students.save(factorise(plain()), tmp_path / "b")
+    (tmp_path / "b" / "model.safetensors").rename(tmp_path / "a" / "model.safetensors")
+    with pytest.raises(InputError, match=r"needs layer1\.1\.conv1\.weight"):
+        students.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["blueprint.json", "model.safetensors"])
+def test_says_which_file_is_missing(tmp_path: Path, name: str) -> None:
+    students.save(plain(), tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: cannot be read"):
+        students.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", '{"name": ', "[]"])
+def test_refuses_a_torn_blueprint(tmp_path: Path, text: str) -> None:
+    students.save(plain(), tmp_path)
+    (tmp_path / "blueprint.json").write_text(text)
+    with pytest.raises(InputError, match="blueprint"):
+        students.load(tmp_path)
