@@ -92,7 +92,7 @@ def _several(name: str) -> None:
     words = psutil.Process().parent().cmdline()  # the launcher
     if "--num_processes" in words:
         count = words[words.index("--num_processes") + 1]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", count, "--master_port", "0"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
         os.execv(sys.executable, [*torchrun, "-m", f"experiments.{name}", *sys.argv[1:]])
 
 
