@@ -214,7 +214,7 @@ def _choices(layer: Layer, by: By, least: int) -> list[Choice]:
 
 
 def factorise(model: students.Classifier, layer: Layer, ranks: Sequence[int]) -> None:
-    """Put the factors of `layer` into `model`, in place, at these ranks: one for "svd", outer and inner for "tucker"."""
+    """Put the factors of `layer` into `model`, in place; `ranks` are one for "svd", outer and inner for "tucker"."""
     module = layer.module
     outs, ins, *kernel = layer.weight.shape
     bias = module.bias is not None

@@ -59,7 +59,7 @@ def test_a_loss_in_a_file_of_the_users_own_trains_through_its_import_path(comman
 def test_help_and_configuration_are_printed_and_write_nothing(command, tmp_path):
     for name in ("pipeline", "train_teacher", "search", "distill", "compress", "evaluate", "report"):
         shown = command(name, "--help", check=True).stdout
-        assert "Example: " in shown
+        assert "Example:" in shown
     printed = yaml.safe_load(command("pipeline", "--print_config", check=True).stdout)
     assert [stage["class_path"].rpartition(".")[2] for stage in printed["stages"]] == [
         *("Prune", "Recover", "LowRank", "Recover", "Export", "Quantize"),
