@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import students
-from compress.decompose import mode_energies, spectrum, svd, tucker
+from compress.decompose import core_energy, spectrum, svd, tucker
 from compress.ranks import Choice, allocate, choices
 from compress.stage import Artefact, Context, Report
 from compress.target import KINDS, TOLERANCE, By, check, cost_of
@@ -204,13 +204,13 @@ def _choices(layer: Layer, by: By, least: int) -> list[Choice]:
     whole = layer.weight.numel() * writes
     if layer.method == "svd":
         energy = spectrum(layer.weight, layer.moment).energy
-        return choices(whole, [energy], lambda rank: rank * (ins + outs) * writes, least)
+        return choices(whole, energy, lambda rank: rank * (ins + outs) * writes, least)
     area = kernel[0] * kernel[1]
 
     def cost(outer: int, inner: int) -> int:
         return ins * inner * reads + (inner * outer * area + outer * outs) * writes
 
-    return choices(whole, mode_energies(layer.weight, layer.moment), cost, least)
+    return choices(whole, core_energy(layer.weight, layer.moment), cost, least)
 
 
 def factorise(model: students.Classifier, layer: Layer, ranks: Sequence[int]) -> None:
@@ -233,7 +233,8 @@ def factorise(model: students.Classifier, layer: Layer, ranks: Sequence[int]) ->
     weights = {}
     for place, factor in enumerate(factors):
         dims = (1,) * (module.weight.dim() - factor.dim())
-        weights[f"{layer.path}.{place}.weight"] = factor.reshape(*factor.shape, *dims).to(module.weight.dtype)
+        weight = factor.reshape(*factor.shape, *dims).to(module.weight.dtype)
+        weights[f"{layer.path}.{place}.weight"] = weight.clone(memory_format=torch.contiguous_format)
     if module.bias is not None:
         weights[f"{layer.path}.{len(row) - 1}.bias"] = module.bias.detach()
     students.edit(model, [students.Replace(layer.path, row)], weights)

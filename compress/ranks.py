@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from torch import Tensor
-
-LEVELS = 48  # ranks that are tried along each mode of a layer
 
 
 @dataclass(frozen=True)
@@ -26,33 +23,39 @@ class Choice:
     lost: float
 
 
-def choices(whole: int, energies: Sequence[Tensor], cost: Callable[..., int], least: int = 1) -> list[Choice]:
+def choices(whole: int, energy: Tensor, cost: Callable[..., int], least: int = 1) -> list[Choice]:
     """The ways to have a layer, the dearest first, less those that another beats in both cost and loss.
+
+    The modes are cut to lose alike. Of all pairs of ranks, the ones that keep the most energy for their cost cut one
+    mode hard and the other not at all, and were measured to keep fewer right answers.
 
     Args:
         whole: the cost of the layer as it is: the first choice.
-        energies: for each mode, (r,) energies of its directions, largest first.
+        energy: one dimension a mode; factors at ranks (a, b, ...) keep the sum of energy[:a, :b, ...].
         cost: of the factors at the given rank of each mode.
         least: the least rank.
     """
-    lost = [_tails(energy) for energy in energies]
-    floor = [min(least, len(energy)) for energy in energies]
-
-    def levels(mode: int) -> list[int]:
-        others = [floor[:mode], floor[mode + 1 :]]
-        cheaper = [r for r in range(floor[mode], len(energies[mode]) + 1) if cost(*others[0], r, *others[1]) < whole]
-        count = min(LEVELS, len(cheaper))
-        return [cheaper[len(cheaper) * (i + 1) // count - 1] for i in range(count)] + cheaper[:1]
-
-    found = [
-        Choice(ranks, cost(*ranks), sum(tail[rank] for tail, rank in zip(lost, ranks, strict=True)))
-        for ranks in product(*map(levels, range(len(energies))))
-    ]
+    kept = energy.double() / max(float(energy.sum()), 1e-300)
+    total = kept.sum()  # 1, or 0 where there is nothing to lose
+    for mode in range(energy.dim()):
+        kept = kept.cumsum(mode)
+    lost = (total - kept).clamp(min=0)
+    alone = [lost.movedim(mode, 0).reshape(size, -1)[:, -1].tolist() for mode, size in enumerate(energy.shape)]
+    found = []
+    for limit in alone[0][min(least, len(alone[0])) - 1 :]:
+        ranks = tuple(_rank(losses, limit, least) for losses in alone)
+        found.append(Choice(ranks, cost(*ranks), float(lost[tuple(rank - 1 for rank in ranks)])))
     front: list[Choice] = []
-    for choice in sorted([*found, Choice((), whole, 0.0)], key=lambda choice: (choice.cost, choice.lost)):
-        if choice.cost <= whole and (not front or choice.lost < front[-1].lost or not choice.ranks):
+    for choice in sorted(found, key=lambda choice: (choice.cost, choice.lost)):
+        if choice.cost < whole and (not front or choice.lost < front[-1].lost):
             front.append(choice)
-    return front[::-1]
+    return [Choice((), whole, 0.0), *reversed(front)]
+
+
+def _rank(lost: Sequence[float], limit: float, least: int) -> int:
+    """The first rank at which no more than `limit` is lost, or all of them."""
+    full = len(lost)
+    return next((rank for rank in range(min(least, full), full) if lost[rank - 1] <= limit + 1e-12), full)
 
 
 def allocate(layers: Sequence[Sequence[Choice]], limit: int) -> list[Choice]:
@@ -67,10 +70,7 @@ def allocate(layers: Sequence[Sequence[Choice]], limit: int) -> list[Choice]:
     def total(chosen: Sequence[Choice]) -> int:
         return sum(choice.cost for choice in chosen)
 
-    cheapest = [layer[-1] for layer in layers]
-    if total(cheapest) >= limit:
-        return cheapest
-    low, high = 1e-24, 1e3
+    low, high = 1e-24, 1e3  # at the high one all is cheapest
     for _ in range(64):
         price = (low * high) ** 0.5
         low, high = (low, price) if total(at(price)) <= limit else (price, high)
@@ -92,9 +92,3 @@ def _spend(layers: Sequence[Sequence[Choice]], chosen: list[Choice], room: int) 
         _, place, choice = max(moves, key=lambda move: move[0])
         room -= choice.cost - chosen[place].cost
         chosen[place] = choice
-
-
-def _tails(energy: Tensor) -> list[float]:
-    """The share of the energy that each rank from 0 on leaves out."""
-    tails = energy.flip(0).cumsum(0).flip(0) / energy.sum().clamp(min=1e-300)
-    return [*tails.tolist(), 0.0]

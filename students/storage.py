@@ -75,7 +75,7 @@ def _read_plan(path: Path) -> dict[str, object]:
 def load_weights(model: Classifier, tensors: Mapping[str, Tensor], source: str, optional: str = "") -> None:
     """Give `model.net` the tensors of a state dict: all of them, but that keys ending with `optional` may be missing.
 
-    Raises InputError that names `source` and the first key that is missing, unexpected or of another shape.
+    Raises InputError that names `source` and the first key that is missing, unexpected or of another shape or kind.
     """
     own, name = model.net.state_dict(), model.blueprint.name
     for key, value in own.items():
@@ -84,6 +84,8 @@ def load_weights(model: Classifier, tensors: Mapping[str, Tensor], source: str, 
         if key in tensors and tensors[key].shape != value.shape:
             shapes = f"{tuple(tensors[key].shape)}, {name} needs {tuple(value.shape)}"
             raise InputError("model", source, f"is of another architecture: {key} is {shapes}")
+        if key in tensors and tensors[key].is_floating_point() != value.is_floating_point():
+            raise InputError("model", source, f"was altered: {key} is of {tensors[key].dtype}")
     for key in tensors:
         if key not in own:
             raise InputError("model", source, f"is of another architecture: {name} has no {key}")

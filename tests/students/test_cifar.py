@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 import students
+from students import Blueprint
 from students.cifar import ZOO
 from students.cifar.shufflenet import shuffle
 
-SHARED = Path(__file__).parents[3] / "shared"
+SHARED = Path(__file__).parents[2].parent / "shared"
+TEACHER, TEST_SET = SHARED / "teachers/cifar10_resnet56.safetensors", SHARED / "data/cifar10/test.parquet"
 PUBLISHED = {  # at 100 classes: Tian et al. 2020, and the tables that followed it
     "cifar_resnet20": 278_324,
     "cifar_resnet56": 861_620,
@@ -45,14 +47,12 @@ def count(net: nn.Module) -> int:
 
 @pytest.mark.parametrize(("name", "parameters"), [*PUBLISHED.items(), *DERIVED.items()])
 def test_has_the_published_number_of_parameters(name: str, parameters: int) -> None:
-    with torch.device("meta"):
-        assert count(timm.create_model(name, num_classes=100)) == parameters
+    assert count(Blueprint(name, 100).build("meta")) == parameters
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("cifar_resnet56_a", 853_018), ("cifar_resnet56", 855_770)])
 def test_the_shortcuts_of_resnet_differ_in_their_parameters(name: str, parameters: int) -> None:
-    with torch.device("meta"):
-        assert count(timm.create_model(name, num_classes=10)) == parameters
+    assert count(Blueprint(name, 10).build("meta")) == parameters
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -73,6 +73,37 @@ def test_speaks_timms_protocol(name: str) -> None:
     assert net.default_cfg["input_size"] == (3, 32, 32)
     net.reset_classifier(0)
     torch.testing.assert_close(net(x), embedding)
+    net.reset_classifier(4)
+    assert (net.num_classes, net(x).shape) == (4, (2, 4))
+
+
+def test_hands_out_the_maps_asked_for() -> None:
+    net = timm.create_model("cifar_resnet8").eval()
+    x = torch.rand(2, 3, 8, 8)
+    features, maps = net.forward_intermediates(x)
+    assert len(maps) == 3
+    for indices, expected in ((1, [2]), (2, [1, 2]), ([0], [0]), ([0, 2], [0, 2]), ([-1], [2]), ([-3], [0])):
+        found = net.forward_intermediates(x, indices=indices, intermediates_only=True)
+        torch.testing.assert_close(found, [maps[index] for index in expected])
+        again, _ = net.forward_intermediates(x, indices=indices)
+        torch.testing.assert_close(again, features)
+    with pytest.raises(AssertionError):
+        net.forward_intermediates(x, indices=[3])
+    with pytest.raises(ValueError, match="only NCHW"):
+        net.forward_intermediates(x, output_fmt="NLC")
+
+
+def test_stopping_early_runs_no_stage_beyond_the_last_one_asked_for() -> None:
+    net = timm.create_model("cifar_resnet8").eval()
+    ran: list[int] = []
+    for index, stage in enumerate(net.stages()):
+        stage.register_forward_hook(lambda *_, index=index: ran.append(index))
+    x = torch.rand(1, 3, 8, 8)
+    unfinished, maps = net.forward_intermediates(x, indices=[1], stop_early=True)
+    assert ran == [0, 1]
+    torch.testing.assert_close(unfinished, maps[0])
+    net.forward_intermediates(x, indices=[1])
+    assert ran == [0, 1, 0, 1, 2]
 
 
 def test_a_wide_resnet_hands_out_its_last_map_normalised_where_asked() -> None:
@@ -85,12 +116,20 @@ def test_a_wide_resnet_hands_out_its_last_map_normalised_where_asked() -> None:
     torch.testing.assert_close(normed[-2], raw[-2])
 
 
-def test_option_a_pads_with_zero_channels_and_takes_every_second_pixel() -> None:
-    shortcut = timm.create_model("cifar_resnet8_a").layer2[0].shortcut
-    x = torch.rand(1, 16, 8, 8)
-    expected = torch.zeros(1, 32, 4, 4)
-    expected[:, 8:24] = x[:, :, ::2, ::2]
-    torch.testing.assert_close(shortcut(x), expected)
+@pytest.mark.parametrize("stage", ["layer2", "layer3"])
+def test_option_a_pads_with_zero_channels_and_takes_every_second_pixel(stage: str) -> None:
+    block = timm.create_model("cifar_resnet8_a").get_submodule(stage)[0]
+    assert count(block.shortcut) == 0
+    inputs, outputs = block.conv1.in_channels, block.conv1.out_channels
+    x = torch.randn(2, inputs, 8, 8)
+    expected = torch.zeros(2, outputs, 4, 4)
+    for image in range(2):
+        for channel in range(inputs):
+            for row in range(4):
+                for column in range(4):
+                    value = x[image, channel, 2 * row, 2 * column]
+                    expected[image, (outputs - inputs) // 2 + channel, row, column] = value
+    assert torch.equal(block.shortcut(x), expected)
 
 
 def test_the_shuffles_mix_the_groups() -> None:
@@ -98,7 +137,7 @@ def test_the_shuffles_mix_the_groups() -> None:
     assert shuffle(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared teacher and CIFAR-10 are not on this machine")
+@pytest.mark.skipif(not all(map(Path.is_file, (TEACHER, TEST_SET))), reason="no shared teacher and CIFAR-10 here")
 def test_a_published_resnet56_works_in_the_option_a_net() -> None:
     from PIL import Image
     from pyarrow import parquet
@@ -106,12 +145,11 @@ def test_a_published_resnet56_works_in_the_option_a_net() -> None:
 
     normalize = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     model = students.create("cifar_resnet56_a", num_classes=10, normalize=normalize).eval()
-    keys = model.net.load_state_dict(load_file(SHARED / "teachers/cifar10_resnet56.safetensors"), strict=False)
-    assert not keys.unexpected_keys
-    assert all(key.endswith("num_batches_tracked") for key in keys.missing_keys)
-    rows = parquet.read_table(SHARED / "data/cifar10/test.parquet").slice(0, 500).to_pylist()
+    students.load_weights(model, load_file(TEACHER), TEACHER.name, optional="num_batches_tracked")
+    rows = next(parquet.ParquetFile(TEST_SET).iter_batches(500)).to_pylist()
     images = [np.array(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB")) for row in rows]
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-    with torch.no_grad():
+    with torch.inference_mode():
         hits = model(x).argmax(1) == torch.tensor([row["label"] for row in rows])
-    assert hits.float().mean() > 0.86
+    assert len(hits) == 500
+    assert hits.float().mean() >= 0.87

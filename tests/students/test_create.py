@@ -16,6 +16,40 @@ def test_builds_by_name_with_what_suits_the_net() -> None:
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 7)
 
 
+def test_normalises_as_told_exactly() -> None:
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+    model = students.create("cifar_resnet8", num_classes=3, image_size=8, normalize=(mean, std)).eval()
+    assert model.blueprint.normalize == (tuple(mean), tuple(std))
+    x = torch.rand(2, 3, 8, 8)
+    expected = torch.stack([(x[:, i] - mean[i]) / std[i] for i in range(3)], 1)
+    assert torch.equal(model.normalize(x), expected)
+    assert torch.equal(model(x), model.net(expected))
+    plain = students.create("cifar_resnet8", num_classes=3, image_size=8)
+    assert torch.equal(plain.normalize(x), x)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", ["cifar_wrn_16_1", "mobilenetv2_050", "tv_mnasnet0_5"])
+def test_takes_any_number_of_channels(name: str, channels: int) -> None:
+    model = students.create(name, num_classes=3, in_chans=channels, image_size=16, normalize=((0.5,), (0.25,))).eval()
+    x = torch.rand(2, channels, 16, 16)
+    assert model(x).shape == (2, 3)
+    torch.testing.assert_close(model(x), model.net(x * 4 - 2), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="channels"):
+        model(torch.rand(2, channels + 1, 16, 16))
+
+
+def test_normalisation_of_other_channels_is_refused() -> None:
+    with pytest.raises(InputError, match=r"normalize: .*needs 1 or 1 values"):
+        students.create("cifar_resnet8", num_classes=3, in_chans=1, normalize=((0.1, 0.2, 0.3), (1, 1, 1)))
+
+
+def test_images_too_small_for_the_net_are_refused() -> None:
+    with pytest.raises(InputError, match="too small for tv_squeezenet1_1") as caught:
+        students.create("tv_squeezenet1_1", num_classes=3, image_size=8)
+    assert (caught.value.field, caught.value.value) == ("data.image_size", 8)
+
+
 def test_an_image_size_of_nothing_is_not_the_default() -> None:
     with pytest.raises(InputError, match=r"data\.image_size: 0"):
         students.create("cifar_resnet8", num_classes=7, image_size=0)
@@ -79,6 +113,18 @@ def test_weights_that_cannot_be_fetched_are_told_in_one_line(
     monkeypatch.setattr(function, offline)
     with pytest.raises(InputError, match=r"student\.name: .* cannot be had .no route to the hub"):
         students.create(name, num_classes=4, pretrained=True)
+
+
+@pytest.mark.parametrize("error", [OSError("line one\nline two"), RuntimeError("torn"), ValueError("torn")])
+def test_whatever_fails_in_fetching_is_one_input_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def build(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("students.timm_zoo.build", build)
+    with pytest.raises(InputError, match=r"student\.name: resnet18: its weights cannot be had") as caught:
+        students.create("resnet18", num_classes=4, pretrained=True)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is error
 
 
 @pytest.mark.parametrize(

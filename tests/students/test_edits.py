@@ -13,7 +13,12 @@ from students import Blueprint, Replace, Resize
 
 def model() -> students.Classifier:
     torch.manual_seed(0)
-    return students.create("cifar_resnet8", num_classes=5, image_size=8)
+    made = students.create("cifar_resnet8", num_classes=5, image_size=8)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):  # no two channels alike
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+    return made
 
 
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -26,7 +31,7 @@ NARROW = [
 
 def test_resizing_changes_shapes_and_takes_the_weights() -> None:
     made, before = model(), model().net.layer1[0]
-    keep = torch.arange(10)
+    keep, gone = torch.tensor([0, 1, 3, 4, 6, 7, 9, 11, 14, 15]), torch.tensor([2, 5, 8, 10, 12, 13])
     weights = {f"layer1.0.bn1.{key}": value[keep] for key, value in before.bn1.state_dict().items() if value.dim()}
     weights |= {
         "layer1.0.conv1.weight": before.conv1.weight[keep],
@@ -36,8 +41,8 @@ def test_resizing_changes_shapes_and_takes_the_weights() -> None:
     expected = model()
     block = expected.net.layer1[0]
     with torch.no_grad():  # silent channels are no channels
-        block.bn1.weight[10:] = 0
-        block.bn1.bias[10:] = 0
+        block.bn1.weight[gone] = 0
+        block.bn1.bias[gone] = 0
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(made.eval()(x), expected.eval()(x))
     assert made.net.layer1[0].conv1.out_channels == 10
@@ -47,17 +52,50 @@ def test_resizing_changes_shapes_and_takes_the_weights() -> None:
 
 def test_a_blueprint_repeats_the_edits() -> None:
     made = model()
-    factors = [
+    low = [
         {"type": "Linear", "in_features": 64, "out_features": 2},
         {"type": "Linear", "in_features": 2, "out_features": 5},
     ]
     students.edit(made, NARROW)
-    students.edit(made, [Replace("linear", factors)])
+    students.edit(made, [Replace("linear", low)])
     students.edit(made, [Resize("linear.0", {"in_features": 64}, {"bias": [2]})])
     again = Blueprint.from_json(made.blueprint.to_json()).build()
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in made.state_dict().items()}
     assert again(torch.rand(2, 3, 8, 8)).isfinite().all()  # nothing is left as it came from memory
     assert len(made.blueprint.edits) == 5
+
+
+def factors(rank: int) -> list[dict[str, Any]]:
+    return [
+        {"type": "Conv2d", "in_channels": 16, "out_channels": rank, "kernel_size": 3, "padding": 1, "bias": False},
+        {"type": "Conv2d", "in_channels": rank, "out_channels": 16, "kernel_size": 1, "bias": False},
+    ]
+
+
+def test_a_module_is_replaced_by_a_row_that_can_be_resized_in_turn() -> None:
+    made, before = model().eval(), model().net.layer1[0].conv1.weight.detach()
+    students.edit(
+        made,
+        [Replace("layer1.0.conv1", factors(16))],
+        {"layer1.0.conv1.0.weight": before, "layer1.0.conv1.1.weight": torch.eye(16).view(16, 16, 1, 1)},
+    )
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(made(x), model().eval()(x))
+    keep = torch.tensor([1, 2, 4, 7, 8, 11])
+    first, second = made.net.layer1[0].conv1
+    nested = [
+        Resize("layer1.0.conv1.0", {"out_channels": 6}, {"weight": [6, 16, 3, 3]}),
+        Resize("layer1.0.conv1.1", {"in_channels": 6}, {"weight": [16, 6, 1, 1]}),
+    ]
+    weights = {"layer1.0.conv1.0.weight": first.weight[keep], "layer1.0.conv1.1.weight": second.weight[:, keep]}
+    students.edit(made, nested, weights)
+    expected = model().eval()
+    with torch.no_grad():
+        expected.net.layer1[0].conv1.weight[[c for c in range(16) if c not in keep]] = 0
+    torch.testing.assert_close(made(x), expected(x))
+    again = Blueprint.from_json(made.blueprint.to_json()).build().eval()
+    students.load_weights(again, made.net.state_dict(), "memory")
+    assert torch.equal(again(x), made(x))
 
 
 def test_replacing_keeps_device_type_and_mode() -> None:
@@ -83,7 +121,7 @@ def test_shapes_and_tuples_become_lists_so_that_json_gives_them_back() -> None:
 
 
 def test_a_resized_tensor_has_the_scale_of_the_old_one() -> None:
-    made = model()
+    made = students.create("cifar_resnet8", num_classes=5)
     before = made.net.layer3[0].conv2.weight.std()
     students.edit(made, [Resize("layer3.0.conv2", {}, {"weight": [32, 64, 3, 3]}), Resize("bn1", {}, {"weight": [9]})])
     torch.testing.assert_close(made.net.layer3[0].conv2.weight.std(), before, rtol=0.05, atol=0)

@@ -9,7 +9,6 @@ from students.stem import patches
 TIMM = ["resnet18", "resnet18d", "mobilenetv2_050", "convnext_atto", "vit_tiny_patch16_224", "deit_tiny_patch16_224"]
 CIFAR = [
     "cifar_resnet8",
-    "cifar_resnet8_a",
     "cifar_wrn_16_1",
     "cifar_vgg8",
     "cifar_mobilenetv2_x0_5",
@@ -18,8 +17,8 @@ CIFAR = [
 ]
 
 
-@pytest.mark.parametrize("size", [4, 8, 28, 32, 64])
-@pytest.mark.parametrize(("name", "least"), [(name, 4) for name in TIMM] + [(name, 2) for name in CIFAR])
+@pytest.mark.parametrize("size", [4, 8, 28, 32])
+@pytest.mark.parametrize(("name", "least"), [(name, 4) for name in TIMM[:-1]] + [(name, 2) for name in CIFAR])
 def test_the_last_map_of_a_small_image_is_no_pixel(name: str, least: int, size: int) -> None:
     model = Blueprint(name, 10, in_chans=1, image_size=size).build("meta")
     x = torch.rand(1, 1, size, size, device="meta")

@@ -159,6 +159,16 @@ def flipped(content: bytes) -> bytes:
     return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
 
 
+class Trap:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[Path.touch], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -175,6 +185,70 @@ def test_refuses_weights_that_were_touched(tmp_path: Path, change: Callable[[byt
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(InputError, match=message):
         students.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["blueprint.json", "model.safetensors"])
+def test_never_unpickles(tmp_path: Path, name: str) -> None:
+    students.save(plain(), tmp_path)
+    trap = {"conv1.weight": Trap(tmp_path / "sprung")}
+    torch.save(trap, tmp_path / "weights.pt")
+    for content in (pickle.dumps(trap), (tmp_path / "weights.pt").read_bytes()):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}: is torn or no"):
+            students.load(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(pickle.dumps(trap))
+    assert (tmp_path / "sprung").exists()  # so the trap works
+
+
+@pytest.mark.parametrize("name", ["blueprint.json", "model.safetensors"])
+def test_no_altered_byte_goes_unseen(tmp_path: Path, name: str) -> None:
+    model = students.create("cifar_resnet8", num_classes=2, image_size=8, width=0.125).eval()
+    students.edit(model, [Replace("linear", [{"type": "Linear", "in_features": 8, "out_features": 2}])])
+    students.save(model, tmp_path)
+    x = torch.rand(1, 3, 8, 8)
+    path, expected = tmp_path / name, model(x)
+    content = path.read_bytes()
+    places = torch.linspace(0, len(content) - 1, 40).long().tolist()
+    if name == "model.safetensors":  # its header as well: the length, the names, types, shapes and offsets
+        places += [0, 7, *torch.linspace(8, 7 + int.from_bytes(content[:8], "little"), 40).long().tolist()]
+    refused = 0
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            assert torch.equal(students.load(tmp_path)(x), expected)  # white space, or 1.0 written in another way
+        except InputError:
+            refused += 1
+    assert refused > 0.8 * len(places)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"F32"', b'"I32"'), (b'"F32"', b'"U32"'), (b'"I64"', b'"F64"')])
+def test_refuses_weights_whose_type_was_altered(tmp_path: Path, old: bytes, new: bytes) -> None:
+    students.save(plain(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(InputError, match="was altered"):
+        students.load(tmp_path)
+
+
+def test_weights_are_taken_whole_but_for_what_is_optional() -> None:
+    given, model = plain(), students.create("cifar_resnet20", num_classes=5, image_size=16, width=0.5).eval()
+    state = {k: v for k, v in given.net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    with pytest.raises(InputError, match=r"file: is of another architecture: cifar_resnet20 needs bn1\.num_batches"):
+        students.load_weights(model, state, "file")
+    students.load_weights(model, state, "file", optional="num_batches_tracked")
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(model.net(x), given.net(x))
+    assert model.net.bn1.num_batches_tracked == 0
+    state["head.bias"] = torch.zeros(5)
+    with pytest.raises(InputError, match=r"cifar_resnet20 has no head\.bias"):
+        students.load_weights(model, state, "file", optional="num_batches_tracked")
+
+
+def test_saves_classifiers_only(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"only a students\.Classifier"):
+        students.save(plain().net, tmp_path)
 
 
 def test_refuses_the_weights_of_another_model(tmp_path: Path) -> None:

@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import students
+from compress import cost
+from compress.lowrank import LowRank, factorise, look
+from compress.prune import Prune
+from kd.errors import InputError
+
+SHAPE = (1, 8, 8)
+
+
+def create(name: str) -> students.Classifier:
+    """A net for digits whose norms have seen something."""
+    torch.manual_seed(0)
+    model = students.create(name, num_classes=10, in_chans=1, image_size=8, normalize=((0.3,), (0.4,)))
+    model(torch.rand(64, *SHAPE))
+    return model.eval()
+
+
+def wrap(net: nn.Module) -> students.Classifier:
+    """Any net as a classifier; what its blueprint tells of it is not true."""
+    return students.Classifier(net, students.Blueprint("cifar_resnet8", 10, 1, 8)).eval()
+
+
+def varied() -> students.Classifier:
+    torch.manual_seed(0)
+    layers = {
+        "dilated": nn.Conv2d(1, 16, 3, stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
+        "same": nn.Conv2d(16, 20, (3, 2), padding="same", bias=False),
+        "tall": nn.Conv2d(20, 12, (1, 3), padding=(0, 1)),
+        "shortcut": nn.Conv2d(12, 24, 1, stride=2),
+        "narrow": nn.Conv2d(24, 12, 1, stride=(1, 2), bias=False),
+        "flat": nn.Flatten(),
+        "wide": nn.Linear(48, 64),
+        "act": nn.ReLU(),
+        "head": nn.Linear(64, 10, bias=False),
+    }
+    net = nn.Sequential()
+    for name, layer in layers.items():
+        net.add_module(name, layer)
+    return wrap(net)
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def answers(model: nn.Module, x: Tensor | None = None) -> Tensor:
+    with torch.no_grad():
+        return model(images() if x is None else x)
+
+
+def shares(model: nn.Module, made: nn.Module) -> dict[str, float]:
+    before, after = (cost.measure(each, SHAPE) for each in (model, made))
+    return {"macs": after.macs / before.macs, "params": after.params / before.params}
+
+
+def check_ranks(made: students.Classifier, report) -> None:
+    """The net is made of the factors that the report tells of."""
+    for path, told in report.details["layers"].items():
+        row = made.net.get_submodule(path)
+        if told["method"] == "svd":
+            assert [len(layer.weight) for layer in row[:-1]] == told["rank"]
+            assert len(row) == 2
+        else:
+            assert [len(row[1].weight), len(row[0].weight)] == told["rank"]
+            assert len(row) == 3
+
+
+@pytest.mark.parametrize(("by", "whiten"), [("macs", True), ("params", True), ("macs", False)])
+def test_the_target_is_met_and_reported(by, whiten, context):
+    model = create("cifar_resnet20")
+    made, report = LowRank(0.5, by=by, whiten=whiten)(model, context())
+    kept = shares(model, made)
+
+    assert kept[by] == pytest.approx(0.5, abs=0.03)
+    assert kept[by] <= 0.5
+    assert {name: report.details[f"kept_{name}"] for name in kept} == pytest.approx(kept)
+    assert report.name == "lowrank"
+    assert {layer["method"] for layer in report.details["layers"].values()} == {"tucker"}
+    check_ranks(made, report)
+    (note,) = report.notes
+    assert note.startswith(f"{len(report.details['layers'])} layers are factorised")
+    assert ("outputs" if whiten else "weights") in note
+    worst = max(report.details["layers"], key=lambda path: report.details["layers"][path]["lost"])
+    assert worst in note
+
+
+def test_a_transformer_meets_its_target(context):
+    model = create("vit_tiny_patch16_224")
+    made, report = LowRank(0.5, by="params")(model, context(calibration=32))
+
+    assert shares(model, made)["params"] == pytest.approx(0.5, abs=0.03)
+    assert report.details["kept_params"] == pytest.approx(shares(model, made)["params"])
+    assert {layer["method"] for layer in report.details["layers"].values()} == {"svd"}
+    check_ranks(made, report)
+    assert torch.isfinite(answers(made)).all()
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "varied"])
+def test_where_nothing_is_cheaper_the_model_is_unchanged_and_the_note_says_so(name, context):
+    model = varied() if name == "varied" else create(name)
+    made, report = LowRank(0.5, min_rank=10_000)(model, context())
+
+    assert report.details == {"kept_macs": 1.0, "kept_params": 1.0, "layers": {}}
+    assert len(report.notes) == 1
+    assert "the model is unchanged" in report.notes[0]
+    assert made.blueprint == model.blueprint
+    assert made.state_dict().keys() == model.state_dict().keys()
+    assert torch.equal(answers(made), answers(model))
+
+
+def test_a_convolution_of_low_rank_is_found_and_not_missed(context):
+    model = create("cifar_resnet20")
+    weight = model.net.get_submodule("layer2.1.conv1").weight
+    with torch.no_grad():
+        weight.copy_(
+            torch.einsum("or,rskl,is->oikl", torch.randn(32, 3), torch.randn(3, 2, 3, 3), torch.randn(32, 2)) / 20
+        )
+    for whiten in (True, False):
+        made, report = LowRank(0.96, whiten=whiten)(model, context())
+        told = report.details["layers"]
+
+        assert set(told) == {"layer2.1.conv1"}
+        assert told["layer2.1.conv1"]["lost"] < 1e-6
+        assert report.details["kept_macs"] <= 0.96
+        assert torch.allclose(answers(made), answers(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("path", ["wide", "head", "shortcut", "narrow"])
+def test_a_matrix_of_low_rank_is_found_and_not_missed(path, context):
+    model = varied()
+    weight = model.net.get_submodule(path).weight
+    with torch.no_grad():
+        weight.copy_((torch.randn(weight.shape[0], 2) @ torch.randn(2, weight.shape[1])).reshape(weight.shape) / 5)
+    saved = weight.numel() - 3 * sum(weight.shape[:2])
+    share = 1 - saved / sum(parameter.numel() for parameter in model.parameters())
+    made, report = LowRank(share, by="params", method="svd")(model, context())
+
+    assert set(report.details["layers"]) == {path}
+    assert report.details["layers"][path]["lost"] < 1e-6
+    assert torch.allclose(answers(made), answers(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(64, 10), (10, 64), (64, 64)])
+def test_what_is_told_as_lost_is_what_the_outputs_of_the_layer_lose(shape, context):
+    torch.manual_seed(0)
+    ins, outs = shape
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, ins), nn.ReLU(), nn.Linear(ins, outs))
+    net[1].requires_grad_(False)
+    model, seen = wrap(net), context()
+    x = net[:3](seen.images())
+    (layer,) = [each for each in look(model, seen.images(), True) if each.path == "3"]
+    rank = min(shape) // 3
+    made = copy.deepcopy(model)
+    factorise(made, layer, [rank])
+    outputs = (net[3](x) - net[3].bias).detach()
+    missed = (made.net[3](x) - net[3](x)).detach()
+    best = torch.linalg.svdvals(outputs.double())[rank:].square().sum()
+
+    assert missed.square().sum() == pytest.approx(float(best), rel=2e-2, abs=1e-5 * float(outputs.square().sum()))
+    for choice_rank, lost in _lost_by_rank(model, seen).items():
+        made = copy.deepcopy(model)
+        factorise(made, layer, [choice_rank])
+        share = (made.net[3](x) - net[3](x)).square().sum() / outputs.square().sum()
+        assert lost == pytest.approx(share.item(), rel=5e-2, abs=1e-5)
+
+
+def test_a_strided_shortcut_is_told_by_the_pixels_that_it_reads(context):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, 20, 1, stride=(2, 4)), nn.Flatten())
+    model, x = wrap(net), context().images()
+    layer = look(model, x, True)[1]
+    seen = net[0](x)[:, :, ::2, ::4].movedim(1, -1).flatten(0, -2).detach().double()
+
+    assert layer.path == "1"
+    assert (layer.inputs, layer.outputs) == (64, 8)
+    assert torch.allclose(layer.moment, seen.T @ seen, rtol=1e-4, atol=1e-2)
+
+
+def _lost_by_rank(model: students.Classifier, seen) -> dict[int, float]:
+    told = {}
+    for target in (0.3, 0.6, 0.9):
+        layers = LowRank(target, method="svd", by="params")(model, seen)[1].details["layers"]
+        if "3" in layers:
+            told[layers["3"]["rank"][0]] = layers["3"]["lost"]
+    assert told
+    return told
+
+
+def test_whitened_cuts_keep_the_answers_closer(trained, context, digits):
+    x = torch.cat([view.x for view in digits.evaluation("val")])
+    expected = answers(trained, x)
+    missed = {}
+    for whiten in (True, False):
+        made, report = LowRank(0.6, whiten=whiten)(trained, context())
+        assert report.details["kept_macs"] == pytest.approx(0.6, abs=0.03)
+        missed[whiten] = float((answers(made, x) - expected).square().mean())
+
+    assert missed[True] < 0.8 * missed[False]
+
+
+@pytest.mark.parametrize(
+    ("method", "can"),
+    [
+        ("svd", {"shortcut", "narrow", "wide", "head"}),
+        ("tucker", {"dilated", "same", "tall"}),
+        ("auto", {"dilated", "same", "tall", "shortcut", "narrow", "wide", "head"}),
+    ],
+)
+def test_only_layers_of_the_method_are_touched(method, can, context):
+    model = varied()
+    made, report = LowRank(0.01, method=method)(model, context())
+    touched = {path for path, module in made.net.named_children() if isinstance(module, nn.Sequential)}
+
+    assert touched == set(report.details["layers"])
+    assert can - {"dilated"} <= touched <= can
+    for path in touched:
+        assert report.details["layers"][path]["rank"] in ([1], [1, 1])
+        assert (report.details["layers"][path]["method"] == "svd") == (len(made.net.get_submodule(path)) == 2)
+    for path, module in model.net.named_children():
+        if path not in touched:
+            assert repr(made.net.get_submodule(path)) == repr(module)
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_full_ranks_repeat_every_layer_with_its_stride_padding_and_dilation(whiten, context):
+    model = varied()
+    made = copy.deepcopy(model)
+    layers = look(model, context().images(), whiten)
+    assert [layer.path for layer in layers] == ["dilated", "same", "tall", "shortcut", "narrow", "wide", "head"]
+    for layer in layers:
+        outs, ins = layer.module.weight.shape[:2]
+        factorise(made, layer, [min(outs, ins)] if layer.method == "svd" else [outs, ins])
+
+    assert torch.allclose(answers(made), answers(model), atol=1e-4)
+    core = made.net.get_submodule("dilated.1")
+    assert (core.kernel_size, core.stride, core.padding, core.dilation) == ((3, 3), (2, 1), (1, 2), (1, 2))
+    assert made.net.get_submodule("same.1").padding == "same"
+    assert [layer.stride for layer in made.net.get_submodule("shortcut")] == [(2, 2), (1, 1)]
+    for path, module in model.net.named_children():
+        if path in {layer.path for layer in layers}:
+            row = made.net.get_submodule(path)
+            assert [layer.bias is not None for layer in row] == [False] * (len(row) - 1) + [module.bias is not None]
+
+
+def test_grouped_depthwise_and_odd_layers_are_left_alone(context):
+    class Mine(nn.Linear):
+        pass
+
+    class Peeks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.inner.weight.T
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(32, 32, 3, padding=1, groups=32),
+        nn.Conv2d(32, 32, 3, padding=1, groups=4),
+        nn.Conv2d(32, 32, 1, groups=2),
+        nn.Conv2d(32, 32, 1, padding=1),
+        nn.Conv2d(32, 64, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        Mine(64, 64),
+        Peeks(),
+        nn.Linear(64, 10),
+    )
+    made, report = LowRank(0.01, by="params")(wrap(net), context())
+
+    assert set(report.details["layers"]) == {"5", "10"}
+    for place in (0, 1, 2, 3, 4, 8, 9):
+        assert repr(made.net[place]) == repr(net[place])
+        assert all(map(torch.equal, made.net[place].parameters(), net[place].parameters()))
+    assert "are kept instead of 1%" in report.notes[-1]
+
+
+def test_depthwise_convolutions_of_a_mobile_net_stay(context):
+    model = create("mobilenetv2_035")
+    made, report = LowRank(0.6, by="params")(model, context(calibration=32))
+    grouped = [path for path, module in model.net.named_modules() if getattr(module, "groups", 1) > 1]
+
+    assert grouped
+    assert all(isinstance(made.net.get_submodule(path), nn.Conv2d) for path in grouped)
+    assert report.details["kept_params"] == pytest.approx(0.6, abs=0.03)
+    assert not set(grouped) & set(report.details["layers"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_given_model_stays_as_it_was(training, context):
+    model = create("cifar_resnet8").train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plan, modules = model.blueprint, repr(model)
+    made, report = LowRank(0.5)(model, context())
+    assert report.details["layers"]
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.zero_()
+
+    assert model.blueprint is plan
+    assert repr(model) == modules
+    assert not made.training
+    assert all(module.training == training for module in model.modules())
+    assert not any(module._forward_hooks for each in (model, made) for module in each.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.state_dict().keys() == before.keys()
+
+
+def test_what_is_factorised_reloads_exactly_and_learns_in_every_factor(context, tmp_path):
+    model = create("cifar_resnet20")
+    made, report = LowRank(0.5)(model, context())
+    students.save(made, tmp_path / "made")
+    loaded = students.load(tmp_path / "made")
+
+    assert loaded.blueprint == made.blueprint
+    assert torch.equal(answers(loaded), answers(made))
+    assert all(value.is_contiguous() for value in made.state_dict().values())
+    made.train()(images()).square().sum().backward()
+    for path in report.details["layers"]:
+        for layer in made.net.get_submodule(path):
+            assert layer.weight.grad.abs().sum() > 0
+
+
+def test_pruned_and_factorised_nets_factorise_again(context, tmp_path):
+    model = create("cifar_resnet20")
+    pruned, _ = Prune(0.7)(model, context())
+    assert any(isinstance(edit, students.Resize) for edit in pruned.blueprint.edits)
+    once, first = LowRank(0.7)(pruned, context())
+    twice, second = LowRank(0.7)(once, context())
+    students.save(twice, tmp_path / "twice")
+
+    assert shares(pruned, once)["macs"] == pytest.approx(0.7, abs=0.03)
+    assert shares(once, twice)["macs"] == pytest.approx(0.7, abs=0.03)
+    assert first.details["layers"]
+    assert any(path.rpartition(".")[0] in first.details["layers"] for path in second.details["layers"])
+    assert torch.equal(answers(students.load(tmp_path / "twice")), answers(twice))
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "why"),
+    [
+        (LowRank(0.05, min_rank=12), "cifar_resnet8", "every factor is at rank 12"),
+        (LowRank(0.5, method="svd", min_rank=2), "cifar_resnet8", "every factor is at rank 2"),
+    ],
+)
+def test_a_target_out_of_reach_is_told(stage, name, why, context):
+    made, report = stage(create(name), context())
+    kept = shares(create(name), made)["macs"]
+
+    assert kept > stage.target + 0.03
+    assert report.details["layers"]
+    assert f"{kept:.0%} of the macs are kept instead of {stage.target:.0%}: {why}" in report.notes[-1]
+    assert all(rank >= stage.min_rank for told in report.details["layers"].values() for rank in told["rank"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("target", 0, "must be above 0 and below 1"),
+        ("target", 1, "must be above 0 and below 1"),
+        ("target", float("nan"), "must be above 0 and below 1"),
+        ("by", "latency", "must be macs or params"),
+        ("method", "cp", "must be one of auto, svd, tucker"),
+        ("min_rank", 0, "must be 1 or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(field, value, allowed):
+    with pytest.raises(InputError, match=allowed) as refused:
+        LowRank(**{field: value})
+    assert refused.value.field == f"lowrank.{field}"
+
+
+def test_a_file_has_no_layers(exported, context):
+    with pytest.raises(InputError, match="must come before export") as refused:
+        LowRank()(exported, context())
+    assert refused.value.field == "stages"
+
+
+def test_a_model_whose_answers_are_not_numbers_is_refused(context):
+    model = create("cifar_resnet8")
+    with torch.no_grad():
+        model.net.get_submodule("layer1.0.conv1").weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="NaN or infinite logits") as refused:
+        LowRank()(model, context())
+    assert refused.value.field == "model"
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_layer_that_its_net_looks_into_is_left_alone(context):
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.to(self.inner.weight.dtype))
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), Looks(), nn.Linear(64, 10))
+    made, report = LowRank(0.3, by="params")(wrap(net), context())
+
+    assert set(report.details["layers"]) == {"1", "3"}
+    assert torch.isfinite(answers(made)).all()
+
+
+def test_positions_are_counted_for_an_image_however_a_net_cuts_it_up(context):
+    """Swin folds its windows into the batch, and nets may call a layer more than once."""
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.head = nn.Linear(4, 4), nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = self.mix(self.mix(x.reshape(-1, 4)))
+            return self.head(windows.reshape(len(x), -1))
+
+    mix, head = look(wrap(Windows()), context().images(), True)
+
+    assert (mix.inputs, mix.outputs) == (32, 32)
+    assert (head.inputs, head.outputs) == (1, 1)
