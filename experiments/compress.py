@@ -6,21 +6,21 @@ Example: python -m experiments.compress --out runs/small --model runs/distill/st
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 import students
-import teachers
 from compress import Context, Stage, load_artefact, save_artefact
 from experiments import cli, train_teacher
-from experiments.config import ObjectiveConfig, TeacherConfig, seeded
+from experiments.config import ObjectiveConfig, TeacherConfig
 from experiments.steps import Outcome, Run
-from kd.data import Data, DataConfig
+from kd.data import DataConfig
 from kd.data import load as load_data
 from kd.errors import InputError
 from kd.fit import Fit
-from kd.loss import Loss, Objective
+from kd.loss import Loss
 from kd.losses import KD
 
 
@@ -56,66 +56,47 @@ def name(number: int, stage: Stage) -> str:
     return f"stages/{number:02d}-{type(stage).__name__.lower()}"
 
 
-def apply(
-    stage: Stage,
-    before: Path,
-    reference: Path,
-    teacher: teachers.Teacher | teachers.Cached,
-    data: Data,
-    objective: Callable[[], Objective],
-    fit: Fit,
-    folder: Path,
-    seed: int,
-) -> Outcome:
-    """The step: one stage, from the artefact folder `before` to `folder`."""
-    context = Context(
-        data=data,
-        teacher=teacher,
-        folder=folder,
-        fit=seeded(fit, seed),
-        objective=objective,
-        seed=seed,
-        reference=students.load(reference),
-    )
+def apply(stage: Stage, before: Path, context: Context) -> Outcome:
+    """The step: one stage, from the artefact folder `before` to the context's."""
+    torch.manual_seed(context.seed)
     model, report = stage(load_artefact(before), context)
-    save_artefact(model, folder)
-    return Outcome(type(stage).__name__.lower(), notes=report.notes, details=report.details)
+    save_artefact(model, context.folder)
+    details = dict(report.details)
+    curve = details.pop("curve", None)
+    return Outcome(type(stage).__name__.lower(), notes=report.notes, details=details, curve=curve)
 
 
-def main(config: CompressConfig, resolved: str) -> None:
-    data = load_data(config.data)
-    train_teacher.check(config.teacher, data)
-    start = Path(config.model)
-    if students.load(start).blueprint.num_classes != data.facts.classes:
-        raise InputError("model", config.model, f"does not have the {data.facts.classes} classes of the data")
-    if not config.stages:
-        raise InputError("stages", "[]", "name at least one, such as compress.Prune")
-    run = Run(Path(config.out), resolved, cli.command("compress"))
-    at = run.step("teacher", lambda folder: train_teacher.obtain(config.teacher, data, folder, config.seed))
-    objective = config.objective.build(config.loss)
-    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers", objective().needs)
-    compress(config.stages, start, run, teacher, data, objective, config.fit, config.seed)
-
-
-def compress(
-    stages: list[Stage],
-    start: Path,
-    run: Run,
-    teacher: teachers.Teacher | teachers.Cached,
-    data: Data,
-    objective: Callable[[], Objective],
-    fit: Fit,
-    seed: int,
-) -> Path:
-    """All stages as steps of `run`, from the model folder `start`; returns the folder of the last artefact."""
+def compress(stages: list[Stage], start: Path, run: Run, context: Context) -> None:
+    """All stages as steps of `run`, from the model folder `start`, to which their targets are relative."""
+    context = replace(context, fit=replace(context.fit, seed=context.seed), reference=students.load(start))
     before = start
     for number, stage in enumerate(stages, 1):
 
         def work(folder: Path, stage: Stage = stage, before: Path = before) -> Outcome:
-            return apply(stage, before, start, teacher, data, objective, fit, folder, seed)
+            return apply(stage, before, replace(context, folder=folder))
 
         before = run.step(name(number, stage), work)
-    return before
+
+
+def keep(model: students.Classifier, folder: Path) -> Outcome:
+    """The step: the model to start from, so that the run folder stands alone."""
+    students.save(model, folder)
+    return Outcome("student", seconds=0.0)
+
+
+def main(config: CompressConfig, resolved: str) -> None:
+    data, seed = load_data(config.data), config.seed
+    train_teacher.check(config.teacher, data)
+    model = students.load(Path(config.model))
+    if model.blueprint.num_classes != data.facts.classes:
+        raise InputError("model", config.model, f"does not have the {data.facts.classes} classes of the data")
+    if not config.stages:
+        raise InputError("stages", "[]", "name at least one, such as compress.Prune")
+    run = Run(Path(config.out), resolved, cli.command("compress"))
+    objective = config.objective.build(config.loss)
+    teacher = train_teacher.guide(config.teacher, data, run, seed, objective().needs)
+    start = run.step("student", lambda folder: keep(model, folder))
+    compress(config.stages, start, run, Context(data, teacher, start, config.fit, objective, seed))
 
 
 if __name__ == "__main__":

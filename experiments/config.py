@@ -24,15 +24,15 @@ class TeacherConfig:
 
     Attributes:
         source: a timm or torchvision name (pretrained), a .safetensors or weights-only checkpoint, a model folder or a
-            run folder; several make an ensemble. Nothing: train `architecture` on the data.
+            run folder. Nothing: train `architecture` on the data.
         architecture: the net that is trained here, or whose weights a bare file holds.
-        normalize: mean and standard deviation a channel, for a bare file whose net was trained on normalised pixels.
-        image_size: the resolution that the teacher wants, where it is not that of the data.
+        normalize: mean and standard deviation a channel, which a bare file does not tell; None: those of the data.
+        image_size: the resolution at which a source works, where it is not its own.
         width, depth: scale of the architecture that is trained here.
         fit: how it is trained here.
     """
 
-    source: str | list[str] | None = None
+    source: str | None = None
     architecture: str | None = None
     normalize: Normalize | None = None
     image_size: int | None = None

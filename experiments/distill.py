@@ -81,9 +81,8 @@ def main(config: DistillConfig, resolved: str) -> None:
     plan = blueprint(config.student.name, config.student.width, config.student.depth, data)
     plan.build("meta")
     run = Run(Path(config.out), resolved, cli.command("distill"))
-    at = run.step("teacher", lambda folder: train_teacher.obtain(config.teacher, data, folder, config.seed))
     objective = config.objective.build(config.loss)
-    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers", objective().needs)
+    teacher = train_teacher.guide(config.teacher, data, run, config.seed, objective().needs)
     run.step("student", lambda folder: distill(plan, teacher, data, objective(), config.fit, folder, config.seed))
 
 

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from compress import OnnxModel, load_artefact, measure
+import teachers
+from compress import Artefact, OnnxModel, load_artefact, measure
 from experiments import cli
-from kd.data import DataConfig
+from kd.data import Data, DataConfig
 from kd.data import load as load_data
 from kd.errors import InputError
 from kd.evaluate import evaluate
@@ -34,15 +35,24 @@ class EvaluateConfig:
     split: Literal["train", "val", "test"] = "val"
 
 
-def main(config: EvaluateConfig, resolved: str) -> None:
-    data, path = load_data(config.data), Path(config.model)
+def opened(path: Path, data: Data) -> Artefact:
+    """The artefact as it meets this data: images are adapted to one that works at another resolution, or in colour."""
     model = OnnxModel(path) if path.suffix == ".onnx" else load_artefact(path)
+    plan = getattr(model, "blueprint", None)
+    if plan is None or (plan.in_chans, plan.image_size, plan.image_size) == data.facts.image_shape:
+        return model
+    return teachers.Adapted(model, plan.image_size, plan.in_chans)
+
+
+def main(config: EvaluateConfig, resolved: str) -> None:
+    data = load_data(config.data)
+    model = opened(Path(config.model), data)
     view = next(data.evaluation(config.split, 1))
     classes = model(view.x).shape[1]
     if classes != data.facts.classes:
         raise InputError("model", config.model, f"has {classes} classes and the data {data.facts.classes}")
     metrics = evaluate(model, data.evaluation(config.split))
-    cost = measure(model, (data.facts.channels, *data.facts.image_size))
+    cost = measure(model, data.facts.image_shape)
     print(json.dumps({"model": config.model, "split": config.split, **asdict(metrics), **asdict(cost)}, indent=1))
 
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compress import Stage
+from compress import Context, Stage
 from experiments import cli, compress, distill, report, search, train_teacher
 from experiments.config import ObjectiveConfig, TeacherConfig
 from experiments.report import ReportConfig
@@ -64,15 +64,14 @@ def main(config: PipelineConfig, resolved: str) -> None:
     search.check(config.search, data)
     run = Run(Path(config.out), resolved, cli.command("pipeline"))
 
-    at = run.step("teacher", lambda folder: train_teacher.obtain(config.teacher, data, folder, seed))
-    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers", objective().needs)
+    teacher = train_teacher.guide(config.teacher, data, run, seed, objective().needs)
     found = run.step("search", lambda folder: search.find(config.search, teacher, data, objective, folder, seed))
     plan = search.chosen(found)
     run.step("scratch", lambda folder: distill.from_scratch(plan, data, config.fit, folder, seed))
     student = run.step(
         "student", lambda folder: distill.distill(plan, teacher, data, objective(), config.fit, folder, seed)
     )
-    compress.compress(config.stages, student, run, teacher, data, objective, config.fit, seed)
+    compress.compress(config.stages, student, run, Context(data, teacher, student, config.fit, objective, seed))
     run.step("report", lambda folder: report.measure(run.out, data, config.report))
     report.show(run.out)
 

@@ -1,7 +1,7 @@
 """Measure every artefact of a run again, together, on the runtime that is deployed, and write the report.
 
 Example: python -m experiments.report --out runs/digits
-This is the one place where the test split is read.
+No other step reads the test split.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from compress import Export, OnnxModel, latency, load_artefact
+from compress import Artefact, Export, OnnxModel, latency
 from compress import measure as measure_cost
 from experiments import cli
+from experiments.evaluate import opened
 from experiments.steps import Outcome, chain
 from kd.checkpoint import atomic_write
 from kd.console import say
@@ -62,33 +63,36 @@ class ReportCommandConfig:
 
 def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
     """The step: measures all artefacts and writes report.json, report.md, report.html and the plots into `out`."""
+    from experiments.render import words
+
     steps = [step for step in chain(out) if _has_artefact(out / step["name"])]
-    shape = (data.facts.channels, *data.facts.image_size)
-    models = {step["name"]: _deployed(out, step["name"], data) for step in steps}
+    if not steps:
+        raise InputError("out", str(out), "holds no finished model yet")
+    artefacts = {step["name"]: opened(out / step["name"], data) for step in steps}
+    models = {name: _deployed(artefact, name, out, data) for name, artefact in artefacts.items()}
     say("report: latencies, the artefacts taking turns")
-    times = latency(models, shape, seconds=config.latency_seconds, threads=config.threads)
+    times = latency(models, data.facts.image_shape, seconds=config.latency_seconds, threads=config.threads)
     answers = {
         name: {split: _logits(model, data, split) for split in ("val", "test")} for name, model in models.items()
     }
-    rows = [_row(step, out, models, answers, times, data) for step in steps]
-    from experiments.render import words
-
+    rows = [_row(step, artefacts[step["name"]], models, answers, times, data) for step in steps]
     _ratios(rows)
     for row, notes in zip(rows, words.problems(rows), strict=True):
         row["notes"] = [*row["notes"], *notes]
     environment = json.loads((out / "environment.json").read_text())
     settings = yaml.safe_load((out / "config.yaml").read_text())
-    search = next((step["details"] for step in chain(out) if step.get("kind") == "search"), {"front": [], "trials": []})
+    search = next((step for step in chain(out) if step["kind"] == "search"), None)
+    found = search["details"] if search else {"front": [], "trials": []}
     report = {
         "title": f"{data.config.source}: {rows[0]['name']} to {rows[-1]['name']}",
         "command": environment.pop("command"),
         "seed": settings.get("seed"),
         "data": _describe(data),
         "rows": rows,
-        "front": search["front"],
-        "trials": search["trials"],
+        "front": found["front"],
+        "trials": found["trials"],
         "curves": {step["name"]: step["curve"] for step in steps if step.get("curve")},
-        "notes": [],
+        "notes": [f"The search: {note}" for note in search["notes"]] if search else [],
         "environment": environment,
         "config": settings,
     }
@@ -120,13 +124,12 @@ def _has_artefact(folder: Path) -> bool:
     return (folder / "model.onnx").exists() or (folder / "model.safetensors").exists()
 
 
-def _deployed(out: Path, name: str, data: Data) -> OnnxModel:
+def _deployed(artefact: Artefact, name: str, out: Path, data: Data) -> OnnxModel:
     """The artefact as a file that the runtime runs."""
-    model = load_artefact(out / name)
-    if isinstance(model, OnnxModel):
-        return model
+    if isinstance(artefact, OnnxModel):
+        return artefact
     say(f"report: exports {name}")
-    return Export().write(model, data, out / "report" / f"{name.replace('/', '-')}.onnx")
+    return Export().write(artefact, data, out / "report" / f"{name.replace('/', '-')}.onnx")
 
 
 def _logits(model: OnnxModel, data: Data, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,11 +137,9 @@ def _logits(model: OnnxModel, data: Data, split: str) -> tuple[torch.Tensor, tor
     return torch.cat([logits for logits, _ in views]), torch.cat([y for _, y in views])
 
 
-def _row(step: dict[str, Any], out: Path, models: Any, answers: Any, times: Any, data: Data) -> dict[str, Any]:
+def _row(step: dict[str, Any], artefact: Artefact, models: Any, answers: Any, times: Any, data: Data) -> dict[str, Any]:
     name = step["name"]
-    shape = (data.facts.channels, *data.facts.image_size)
-    artefact = load_artefact(out / name)
-    cost = measure_cost(artefact, shape)
+    cost = measure_cost(artefact, data.facts.image_shape)
     teacher = answers["teacher"]["test"][0] if "teacher" in answers else None
     val, test = score(*answers[name]["val"]), score(*answers[name]["test"], teacher)
     return {

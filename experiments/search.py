@@ -68,7 +68,11 @@ def find(
     details = {"trials": result.trials, "front": result.front}
     atomic_write(folder / "trials.json", json.dumps(details, indent=1))
     atomic_write(folder / "blueprint.json", result.chosen.to_json())
-    return Outcome("search", details=details)
+    seconds = [trial["seconds"] for trial in result.trials if trial["seconds"] is not None]
+    best, epochs = result.chosen, config.fit.epochs
+    note = f"{len(seconds)} students were trained for {epochs} epochs each in {sum(seconds):.0f} s; the chosen one: "
+    note += f"{best.name} at width {best.width:.2f} and depth {best.depth:.2f}."
+    return Outcome("search", notes=(note,), details=details)
 
 
 def chosen(folder: Path) -> Blueprint:
@@ -81,9 +85,8 @@ def main(config: SearchCommandConfig, resolved: str) -> None:
     train_teacher.check(config.teacher, data)
     check(config.search, data)
     run = Run(Path(config.out), resolved, cli.command("search"))
-    at = run.step("teacher", lambda folder: train_teacher.obtain(config.teacher, data, folder, config.seed))
     objective = config.objective.build(config.loss)
-    teacher = train_teacher.guide(train_teacher.open_teacher(at), data, at / "answers", objective().needs)
+    teacher = train_teacher.guide(config.teacher, data, run, config.seed, objective().needs)
     run.step("search", lambda folder: find(config.search, teacher, data, objective, folder, config.seed))
 
 

@@ -6,7 +6,7 @@ Example: python -m experiments.train_teacher --out runs/teacher --teacher.archit
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import students
@@ -42,9 +42,11 @@ class TrainTeacherConfig:
 def check(config: TeacherConfig, data: Data) -> None:
     """Raise InputError for a teacher that cannot be had, before anything is written."""
     if config.source is None:
-        if config.architecture is None:
-            raise InputError("teacher.architecture", None, "name the net to train, or a teacher.source to load")
-        blueprint(config.architecture, config.width, config.depth, data).build("meta")
+        if config.image_size is not None:
+            raise InputError(
+                "teacher.image_size", config.image_size, "is for a teacher.source: one is trained on the data"
+            )
+        _plan(config, data).build("meta")
     else:
         _load(config, data)
 
@@ -53,10 +55,13 @@ def obtain(config: TeacherConfig, data: Data, folder: Path, seed: int) -> Outcom
     """The step: leaves a model folder."""
     if config.source is not None:
         in_main_process(lambda: students.save(_load(config, data).model, folder))
-        return Outcome("teacher", notes=("The teacher was loaded, not trained here.",), seconds=0.0)
-    assert config.architecture is not None
+        return Outcome(
+            "teacher",
+            notes=("The teacher was loaded, not trained here: it may have seen the validation images.",),
+            seconds=0.0,
+        )
     schedule = seeded(config.fit, seed)
-    model = blueprint(config.architecture, config.width, config.depth, data).build()
+    model = _plan(config, data).build()
     history = fit(Supervised(model), data, schedule, folder, label="teacher")
     in_main_process(lambda: students.save(model, folder))
     return Outcome("teacher", seconds=history.seconds, curve=history.epochs)
@@ -68,11 +73,21 @@ def open_teacher(folder: Path) -> teachers.Teacher:
     return teachers.Teacher(model, image_size=model.blueprint.image_size, channels=model.blueprint.in_chans)
 
 
-def guide(teacher: teachers.Teacher, data: Data, folder: Path, needs: Needs) -> teachers.Teacher | teachers.Cached:
-    """What students learn from: where the draws are bounded, answers are stored under `folder` and asked for once."""
+def guide(config: TeacherConfig, data: Data, run: Run, seed: int, needs: Needs) -> teachers.Teacher | teachers.Cached:
+    """The step, and what students learn from: where draws are bounded, answers are stored and asked for once."""
+    folder = run.step("teacher", lambda folder: obtain(config, data, folder, seed))
+    teacher = open_teacher(folder)
     if data.augment.views is None or needs.stages:  # maps are too large to store
         return teacher
-    return teachers.Cached(teacher, folder, data, needs)
+    return teachers.Cached(teacher, folder / "answers", data, needs)
+
+
+def _plan(config: TeacherConfig, data: Data) -> students.Blueprint:
+    """The net that is trained here."""
+    if config.architecture is None:
+        raise InputError("teacher.architecture", None, "name the net to train, or a teacher.source to load")
+    plan = blueprint(config.architecture, config.width, config.depth, data)
+    return replace(plan, normalize=config.normalize) if config.normalize else plan
 
 
 def _load(config: TeacherConfig, data: Data) -> teachers.Teacher:
@@ -85,8 +100,7 @@ def _load(config: TeacherConfig, data: Data) -> teachers.Teacher:
         architecture=config.architecture,
         normalize=config.normalize,
     )
-    if not isinstance(loaded, teachers.Teacher):
-        raise InputError("teacher.source", config.source, "a run folder keeps one teacher: name one")
+    assert isinstance(loaded, teachers.Teacher)  # one source, one teacher
     return loaded
 
 

@@ -154,3 +154,8 @@ class Facts:
     @property
     def size(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, *self.image_size

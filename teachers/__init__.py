@@ -3,6 +3,6 @@
 from teachers.cache import Cached
 from teachers.ensemble import Ensemble
 from teachers.load import load
-from teachers.teacher import Teacher
+from teachers.teacher import Adapted, Teacher
 
-__all__ = ["Cached", "Ensemble", "Teacher", "load"]
+__all__ = ["Adapted", "Cached", "Ensemble", "Teacher", "load"]

@@ -67,12 +67,7 @@ class Teacher:
         return digest(tensors, f"{self.model} {getattr(self.model, 'blueprint', '')} {self.image_size} {self.channels}")
 
     def _adapt(self, x: Tensor) -> Tensor:
-        if self.channels is not None and x.shape[1] == 1 < self.channels:
-            x = x.expand(-1, self.channels, -1, -1)
-        if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
-        return x.contiguous(memory_format=torch.channels_last)
+        return _adapted(x, self.image_size, self.channels).contiguous(memory_format=torch.channels_last)
 
     def _network(self, x: Tensor) -> nn.Module:
         """The net that answers, on the device of `x`: folded at the first look at a batch's shape."""
@@ -83,6 +78,27 @@ class Teacher:
         if _device(self._swift) != x.device:
             self._swift.to(x.device)
         return self._swift
+
+
+class Adapted(nn.Module):
+    """A classifier that sees images as a `Teacher` of the same arguments does: what is exported of such a teacher."""
+
+    def __init__(self, model: nn.Module, image_size: int | None, channels: int | None) -> None:
+        super().__init__()
+        self.model, self.image_size, self.channels = model, image_size, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) images in [0, 1] to (N, classes) logits."""
+        return self.model(_adapted(x, self.image_size, self.channels))
+
+
+def _adapted(x: Tensor, image_size: int | None, channels: int | None) -> Tensor:
+    if channels is not None and x.shape[1] == 1 < channels:
+        x = x.expand(-1, channels, -1, -1)
+    if image_size is not None and x.shape[-2:] != (image_size, image_size):
+        size = (image_size, image_size)
+        x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+    return x
 
 
 def _frozen(model: nn.Module) -> nn.Module:

@@ -1,0 +1,49 @@
+"""What README and CONTRIBUTING show works as it stands there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import students
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(document, language="python"):
+    """The code blocks of a document, without the indentation of the list that they stand in."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
+
+
+def file(document, name):
+    """The block that begins with the name of its file."""
+    return next(code for code in blocks(document) if code.startswith(f"# {name}\n"))
+
+
+def python(folder, *arguments):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_loss_of_the_users_own_keeps_its_contract(tmp_path):
+    (tmp_path / "my_losses.py").write_text(file("README.md", "my_losses.py"))
+    contract = file("CONTRIBUTING.md", "test_my_losses.py")
+    (tmp_path / "test_my_losses.py").write_text(contract)
+    done = python(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) >= 8
+    (tmp_path / "test_my_losses.py").write_text(contract.replace("1 - dot", "2 - dot"))
+    assert python(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider").returncode == 1
+
+
+def test_the_example_of_the_library_runs(tmp_path):
+    teacher = students.create("cifar_resnet8", num_classes=10, in_chans=1, image_size=8)
+    students.save(teacher, tmp_path / "runs/digits/teacher")
+    (code,) = (code for code in blocks("README.md") if code.startswith("import"))
+    done = python(tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+    top1, cost = done.stdout.strip().split(maxsplit=1)
+    assert 0 < float(top1) <= 100
+    assert cost.startswith("Cost(params=")
