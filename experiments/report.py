@@ -84,7 +84,7 @@ def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
     search = next((step for step in chain(out) if step["kind"] == "search"), None)
     found = search["details"] if search else {"front": [], "trials": []}
     report = {
-        "title": f"{data.config.source}: {rows[0]['name']} to {rows[-1]['name']}",
+        "title": f"{Path(data.config.source).name}: {rows[0]['name']} to {rows[-1]['name']}",
         "command": environment.pop("command"),
         "seed": settings.get("seed"),
         "data": _describe(data),
