@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -139,6 +140,15 @@ def test_another_seed_in_the_same_folder_is_refused(whole):
     assert "Traceback" not in errors
 
 
+def end_alike(folder, other):
+    """Whether two runs ended in the same weights, to the bit, and the same scores."""
+    for step in (step for step in STEPS if (folder / "run" / step / "model.safetensors").exists()):
+        weights = [(each / "run" / step / "model.safetensors").read_bytes() for each in (folder, other)]
+        assert weights[0] == weights[1], step
+    scores = [[row["top1_test"] for row in report_of(each)["rows"]] for each in (folder, other)]
+    assert scores[0] == scores[1]
+
+
 def test_killed_in_the_search_and_inside_a_stage_it_ends_bit_for_bit_alike(whole, tmp_path):
     for sign in ("search/trials/*/checkpoints/step-*", "stages/02-recover/checkpoints/step-*"):
         process = start(tmp_path, *SMALL)
@@ -149,12 +159,27 @@ def test_killed_in_the_search_and_inside_a_stage_it_ends_bit_for_bit_alike(whole
         assert process.wait() == -signal.SIGKILL
         process.communicate()
     finish(tmp_path, *SMALL)
-    for step in STEPS[:1] + STEPS[2:8]:
-        weights = [(folder / "run" / step / "model.safetensors").read_bytes() for folder in (whole, tmp_path)]
-        assert weights[0] == weights[1], step
-    assert [row["top1_test"] for row in report_of(whole)["rows"]] == [
-        row["top1_test"] for row in report_of(tmp_path)["rows"]
-    ]
+    end_alike(whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_twenty_random_instants_it_ends_bit_for_bit_alike(whole, tmp_path, seed):
+    instants, kills = random.Random(seed), 0
+    while kills < 20:
+        process = start(tmp_path, *SMALL)
+        try:
+            process.communicate(timeout=instants.uniform(2, 12))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0
+        end_alike(whole, tmp_path)
+        shutil.rmtree(tmp_path / "run")
+    finish(tmp_path, *SMALL)
+    end_alike(whole, tmp_path)
 
 
 def images(count, size, mode, classes):

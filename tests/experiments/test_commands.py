@@ -1,0 +1,85 @@
+"""The steps alone, one handing on to the next, as a user would chain them."""
+
+import json
+
+import pytest
+
+import students
+from experiments import cli, compress, distill, evaluate, report, search, train_teacher
+from experiments.steps import chain
+from search import SearchConfig
+
+SHORT = ["--data.train_size", "256"]
+TEACHER = ["--teacher.architecture", "cifar_resnet8", "--teacher.fit.epochs", "2", "--teacher.fit.warmup_epochs", "0"]
+FIT = ["--fit.epochs", "2", "--fit.warmup_epochs", "0"]
+STAGES = "[{class_path: compress.Prune, init_args: {target: 0.7}}, compress.Export]"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Runs a command in an empty folder and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, config, main, *arguments):
+        status = cli.run(name, config, main, [*map(str, arguments)])
+        output, errors = capfd.readouterr()
+        assert status == 0, errors
+        return output
+
+    return call
+
+
+def test_one_step_hands_on_to_the_next(run, tmp_path):
+    run("train_teacher", train_teacher.TrainTeacherConfig, train_teacher.main, "--out", "big", *SHORT, *TEACHER)
+    given = ["--teacher.source", "big"]
+    student = ["--student.name", "cifar_resnet8", "--student.width", "0.5"]
+    run("distill", distill.DistillConfig, distill.main, "--out", "small", *SHORT, *given, *student, *FIT)
+    arguments = ["--out", "smaller", "--model", "small/student", "--stages", STAGES]
+    run("compress", compress.CompressConfig, compress.main, *arguments, *SHORT, *given, *FIT)
+    assert [step["name"] for step in chain(tmp_path / "smaller")] == [
+        *("teacher", "student", "stages/01-prune", "stages/02-export"),
+    ]
+    printed = run(
+        "report", report.ReportCommandConfig, report.main, "--out", "smaller", "--report.latency_seconds", "0.1"
+    )
+    rows = {row["name"]: row for row in json.loads((tmp_path / "smaller/report.json").read_text())["rows"]}
+    assert all(name in printed for name in rows)
+    assert rows["teacher"]["params"] > rows["student"]["params"] > rows["01-prune"]["params"]
+    for split, key in (("val", "top1_val"), ("test", "top1_test")):
+        for model in ("smaller/stages/02-export", "smaller/stages/02-export/model.onnx"):
+            told = run("evaluate", evaluate.EvaluateConfig, evaluate.main, "--model", model, *SHORT, "--split", split)
+            assert json.loads(told)["top1"] == rows["02-export"][key]
+
+
+def test_the_search_alone_leaves_a_blueprint(run, tmp_path):
+    ranges = ["--search.name", "cifar_resnet8", "--search.width", "[0.25, 0.5]", "--search.trials", "2"]
+    arguments = ["--out", "found", *SHORT, *TEACHER, *ranges, "--search.fit.epochs", "1"]
+    run("search", search.SearchCommandConfig, search.main, *arguments)
+    chosen = search.chosen(tmp_path / "found/search")
+    assert 0.25 <= chosen.width <= 0.5
+    assert chosen.image_size == 8
+    details = json.loads((tmp_path / "found/search/trials.json").read_text())
+    assert [trial["state"] for trial in details["trials"]].count("trained") == 2
+    assert SearchConfig().within == 1.0  # the rule of the choice: the smallest within a point of the best
+    best = max(trial["top1"] for trial in details["trials"])
+    close = [trial for trial in details["trials"] if trial["top1"] >= best - 1.0]
+    assert min(trial["macs"] for trial in close) == next(
+        trial["macs"] for trial in details["trials"] if trial["width"] == chosen.width
+    )
+
+
+def test_a_teacher_of_another_resolution_and_of_colour_is_measured_as_it_sees_the_data(run, tmp_path):
+    """Its images are resized and the grey channel repeated, in training, in the report and by `evaluate`."""
+    wide = students.create("cifar_resnet8", num_classes=10, in_chans=3, image_size=16)
+    students.save(wide, tmp_path / "wide")
+    student = ["--student.name", "cifar_resnet8", "--student.width", "0.25"]
+    arguments = ["--out", "run", *SHORT, "--teacher.source", "wide", *student, *FIT]
+    run("distill", distill.DistillConfig, distill.main, *arguments)
+    run("report", report.ReportCommandConfig, report.main, "--out", "run", "--report.latency_seconds", "0.1")
+    row = json.loads((tmp_path / "run/report.json").read_text())["rows"][0]
+    told = json.loads(run("evaluate", evaluate.EvaluateConfig, evaluate.main, "--model", "wide", *SHORT))
+    assert row["top1_val"] == told["top1"]
+    small = students.create("cifar_resnet8", num_classes=10, in_chans=3, image_size=8)
+    students.save(small, tmp_path / "small")
+    at_8 = json.loads(run("evaluate", evaluate.EvaluateConfig, evaluate.main, "--model", "small", *SHORT))
+    assert row["macs"] == told["macs"] == pytest.approx(4 * at_8["macs"], rel=0.01)
