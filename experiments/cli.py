@@ -24,6 +24,23 @@ Config = TypeVar("Config")
 Main = Callable[[Config, str], None]
 RECIPES = Path(__file__).parent / "recipes"
 WHOLE = {"data.augment"}  # optional, so either null or all of it
+SECTIONS = {"data", "teacher", "student", "search", "loss", "objective", "fit", "stages", "report"}
+
+
+class Recipe(ActionConfigFile):
+    """A YAML file, of which a command takes the sections that it has: one recipe serves every step."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        path = Path(values)
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError("config", values, f"is no YAML file: {error}") from error
+        if not isinstance(content, dict):
+            raise InputError("config", values, "must hold sections, such as data: or fit:")
+        others = SECTIONS - {name.partition(".")[0] for name in vars(parser.get_defaults())}
+        own = {name: section for name, section in content.items() if name not in others}
+        self.apply_config(parser, cfg, self.dest, yaml.safe_dump(own))
 
 
 def parser(command: str, config_type: type[Any]) -> ArgumentParser:
@@ -34,7 +51,7 @@ def parser(command: str, config_type: type[Any]) -> ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         exit_on_error=False,
     )
-    made.add_argument("--config", action=ActionConfigFile, help="a YAML recipe; later arguments override it")
+    made.add_argument("--config", action=Recipe, help="a YAML recipe; later arguments override it")
     made.add_class_arguments(config_type, as_group=False)
     recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     known = {field.name for field in fields(config_type)} - {"out"}

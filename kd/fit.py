@@ -88,6 +88,9 @@ class Fit:
             raise InputError("fit.ema", self.ema, "must lie between 0 and 1")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
             raise InputError("fit.warmup_epochs", self.warmup_epochs, f"must be below fit.epochs ({self.epochs})")
+        for name in self.trackers:
+            if name != "tensorboard":  # comes with us
+                _check_tracker(name)
 
 
 @dataclass
@@ -122,8 +125,17 @@ def make_accelerator(config: Fit, folder: Path | None = None) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     except ValueError as error:
-        field = "fit.precision" if "precision" in str(error) else "fit.trackers"
-        raise InputError(field, getattr(config, field[4:]), f"cannot be had here: {error}") from error
+        raise InputError("fit.precision", config.precision, f"cannot be had here: {error}") from error
+
+
+def _check_tracker(name: str) -> None:
+    """accelerate itself would go on without one that is not installed."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise InputError("fit.trackers", name, f"unknown; known: {', '.join(LOGGER_TYPE_TO_CLASS)}")
+    if name not in map(str, get_available_trackers()):
+        raise InputError("fit.trackers", name, f"is not installed: pip install {name}")
 
 
 def _optimizer(regime: Regime, config: Fit) -> torch.optim.Optimizer:

@@ -79,6 +79,9 @@ WORDS = [
     ("pipeline", ["--config", "nowhere.yaml"], ["nowhere.yaml"]),
     ("distill", ["--student.name", "restnet18"], ["student.name", "restnet18", "resnet18"]),
     ("distill", ["--student.width", "0"], ["width", "0"]),
+    ("distill", ["--fit.trackers", "[aim]"], ["fit.trackers", "aim", "pip install aim"]),
+    ("distill", ["--fit.trackers", "[diary]"], ["fit.trackers", "diary", "tensorboard"]),
+    ("distill", ["--out", "/proc/run"], ["/proc/run"]),
     ("distill", ["--student.name", "tv_squeezenet1_1"], ["image_size", "8"]),
     ("distill", ["--student.name", "tv_resnet18", "--student.width", "0.5"], ["width", "0.5"]),
     ("compress", ["--model", "nowhere"], ["model", "nowhere"]),
@@ -95,6 +98,14 @@ def test_a_value_that_cannot_be_is_refused_in_one_line(capfd, tmp_path, monkeypa
     line = refused(capfd, name, *out, *arguments)
     assert all(word in line for word in words), line
     assert not list(tmp_path.iterdir()), "nothing may be written"
+
+
+@pytest.mark.parametrize("content", ["fit: {epochs: 3", "3", "", "fti: {epochs: 3}", "fit: {epochs: many}"])
+def test_a_recipe_that_is_none_is_refused(capfd, tmp_path, content):
+    (tmp_path / "my.yaml").write_text(content)
+    line = refused(capfd, "distill", "--out", tmp_path / "run", "--config", tmp_path / "my.yaml")
+    assert any(word in line for word in ("my.yaml", "fti", "many"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_broken_data_is_refused(capfd, tmp_path):

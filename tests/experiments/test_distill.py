@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+RECIPES = Path(__file__).parents[2] / "experiments" / "recipes"
 SMALL = [
     *("--data.train_size", "256", "--teacher.architecture", "cifar_resnet8", "--teacher.width", "0.5"),
     *("--teacher.fit.epochs", "2", "--teacher.fit.warmup_epochs", "0"),
@@ -60,6 +61,11 @@ def test_help_and_configuration_are_printed_and_write_nothing(command, tmp_path)
     for name in ("pipeline", "train_teacher", "search", "distill", "compress", "evaluate", "report"):
         shown = command(name, "--help", check=True).stdout
         assert "Example:" in shown
+    for name in ("search", "distill", "compress"):  # one recipe serves them all
+        given = ("--model", "some/folder") if name == "compress" else ()
+        recipe = RECIPES / "cifar10.yaml"
+        printed = yaml.safe_load(command(name, "--config", recipe, *given, "--print_config", check=True).stdout)
+        assert printed["data"]["source"] == "uoft-cs/cifar10"
     printed = yaml.safe_load(command("pipeline", "--print_config", check=True).stdout)
     assert [stage["class_path"].rpartition(".")[2] for stage in printed["stages"]] == [
         *("Prune", "Recover", "LowRank", "Recover", "Export", "Quantize"),
