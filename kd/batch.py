@@ -60,12 +60,16 @@ class Outputs(NamedTuple):
         embedding: (N, D) input of the classifier, where a loss needs it.
         stages: one (N, C, H, W) map a stage, first to last, where a loss needs any; tokens come as maps.
         extra: whatever else a teacher or regime hands on, by name.
+        before: those maps before their last activation, where a loss needs them.
+        others: the same about the further views of the batch.
     """
 
     logits: Tensor
     embedding: Tensor | None = None
     stages: tuple[Tensor, ...] = ()
     extra: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
+    before: tuple[Tensor, ...] = ()
+    others: tuple[Outputs, ...] = ()
 
 
 class Step(NamedTuple):
@@ -86,12 +90,16 @@ class Needs:
         gathered: the loss relates samples to each other, so under several processes it must see the whole batch:
             outputs and batch arrive gathered from all ranks, with gradients.
         hard_labels: the formula has no meaning for soft labels, so mixup and CutMix are refused before training.
+        before: stage maps are also read as they are before their last activation.
+        views: how many views of a sample are looked at.
     """
 
     embedding: bool = False
     stages: tuple[int, ...] = ()
     gathered: bool = False
     hard_labels: bool = False
+    before: bool = False
+    views: int = 1
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -99,6 +107,8 @@ class Needs:
             tuple(dict.fromkeys(self.stages + other.stages)),
             self.gathered or other.gathered,
             self.hard_labels or other.hard_labels,
+            self.before or other.before,
+            max(self.views, other.views),
         )
 
 
@@ -110,11 +120,15 @@ class Ports:
         classes: number of logits.
         embedding: D of the (N, D) embedding.
         stages: (C, H, W) of each stage map, first to last.
+        norms: weight and bias, (C,) each, of the BatchNorm that each stage map comes from; None where there is none.
+        classifier: weight (classes, D) and bias (classes,) of a linear classifier; None where it is another.
     """
 
     classes: int
     embedding: int
     stages: tuple[tuple[int, int, int], ...]
+    norms: tuple[tuple[Tensor, Tensor] | None, ...] = field(default=(), compare=False, repr=False)
+    classifier: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,13 @@ class Loss(nn.Module):
         """The unweighted scalar loss. Gradients must not reach `teacher`."""
         raise NotImplementedError(f"{type(self).__name__} computes no loss: override forward")
 
+    def after_step(self, batch: Batch) -> None:
+        """Write banks from what `forward` saw; not called where AMP skipped the step."""
+
+    def deployed(self, student: nn.Module) -> nn.Module:
+        """What is shipped of a student that was trained by this loss."""
+        return student
+
 
 @dataclass(frozen=True)
 class Term:
@@ -54,6 +61,8 @@ def _gather_outputs(outputs: Outputs, needs: Needs) -> Outputs:
         gather(outputs.embedding) if needs.embedding and outputs.embedding is not None else None,
         tuple(gather(stage) if i in wanted else stage for i, stage in enumerate(outputs.stages)),
         {name: gather(value) for name, value in outputs.extra.items()},
+        tuple(gather(stage) if i in wanted else stage for i, stage in enumerate(outputs.before)),
+        tuple(_gather_outputs(other, needs) for other in outputs.others),
     )
 
 
@@ -96,6 +105,15 @@ class Objective(nn.Module):
                     if not -len(ports.stages) <= index < len(ports.stages):
                         raise InputError(f"{name}.stages", index, f"the {side} has {len(ports.stages)} stages")
             loss.bind(student, teacher, data)
+
+    def after_step(self, batch: Batch) -> None:
+        for _, loss in self.named():
+            loss.after_step(batch)
+
+    def deployed(self, student: nn.Module) -> nn.Module:
+        for _, loss in self.named():
+            student = loss.deployed(student)
+        return student
 
     def weight(self, name: str, epoch: int) -> float:
         weight, warmup = self.weights[name]

@@ -7,8 +7,9 @@ it gives the logits of a plain forward pass, and tells the shapes; `read` then r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,19 +20,44 @@ from kd.batch import Needs, Outputs, Ports
 from kd.errors import InputError
 from kd.evaluate import inference
 
-Reader = Callable[[nn.Module, Tensor, bool], Outputs]
 Record = list[tuple[str, Tensor, Tensor]]
-_readers: WeakKeyDictionary[nn.Module, Reader] = WeakKeyDictionary()
+Norm = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Tap:
+    """How one model is read.
+
+    Attributes:
+        outputs: of the model, images and whether stage maps are wanted.
+        classifier: the layer whose outputs are the logits.
+        activations: for each stage the path of the activation that its map comes from, None where it comes from none;
+            found when first asked for.
+    """
+
+    outputs: Callable[[nn.Module, Tensor, bool], Outputs]
+    classifier: Callable[[nn.Module], nn.Module]
+    activations: tuple[str | None, ...] | None = None
+
+
+_taps: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
 
 
 def read(model: nn.Module, x: Tensor, needs: Needs) -> Outputs:
     """Run `model` on (N, C, H, W) images in [0, 1] and return its logits and what `needs` asks for, with gradients."""
     if not needs.embedding and not needs.stages:
         return Outputs(model(x))
-    reader = _readers.get(model)
-    if reader is None:  # a copy of a model whose ports were asked, or one whose never were
-        reader = _readers[model] = _choose(model, x[:1])
-    return reader(model, x, bool(needs.stages))
+    tap = _taps.get(model)
+    if tap is None:  # a copy of a model whose ports were asked, or one whose never were
+        tap = _taps[model] = _choose(model, x[:1])
+    if not needs.before:
+        return tap.outputs(model, x, bool(needs.stages))
+    if tap.activations is None:
+        tap.activations = _activations(model, tap, x[:1])
+    with _inputs(model, tap.activations) as inputs:
+        outputs = tap.outputs(model, x, True)
+    pairs = zip(tap.activations, outputs.stages, strict=True)
+    return outputs._replace(before=tuple(stage if name is None else inputs[name] for name, stage in pairs))
 
 
 def ports(model: nn.Module, channels: int, image_size: tuple[int, int]) -> Ports:
@@ -40,28 +66,105 @@ def ports(model: nn.Module, channels: int, image_size: tuple[int, int]) -> Ports
     blank = torch.linspace(0, 1, channels * image_size[0] * image_size[1], device=place.device, dtype=place.dtype)
     blank = blank.view(1, channels, *image_size)
     try:
-        _readers[model] = _choose(model, blank)
-        with inference(model):
-            outputs = _readers[model](model, blank, True)
+        tap = _taps[model] = _choose(model, blank)
+        with inference(model), _recording(model, lambda name, module: isinstance(module, nn.BatchNorm2d)) as norms:
+            outputs = tap.outputs(model, blank, True)
     except RuntimeError as error:
         size = f"{channels}x{image_size[0]}x{image_size[1]}"
         raise InputError("data.image_size", size, f"{_name(model)} cannot take it ({error})") from error
     assert outputs.embedding is not None
-    stages = tuple((s.shape[1], s.shape[2], s.shape[3]) for s in outputs.stages)
-    return Ports(outputs.logits.shape[1], outputs.embedding.shape[1], stages)
+    return Ports(
+        outputs.logits.shape[1],
+        outputs.embedding.shape[1],
+        tuple((s.shape[1], s.shape[2], s.shape[3]) for s in outputs.stages),
+        tuple(_norm(model, norms, stage) for stage in outputs.stages),
+        _linear(tap.classifier(model)),
+    )
+
+
+def _norm(model: nn.Module, norms: Record, stage: Tensor) -> Norm | None:
+    """Weight and bias of the last BatchNorm of a map's shape that is on no shortcut."""
+    for name, _, output in reversed(norms):
+        if output.shape == stage.shape and not any(word in name for word in _SHORTCUTS):
+            norm = model.get_submodule(name)
+            assert isinstance(norm, nn.BatchNorm2d)
+            return (norm.weight.detach().clone(), norm.bias.detach().clone()) if norm.affine else None
+    return None
+
+
+_SHORTCUTS = ("downsample", "shortcut")
+
+
+def _linear(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    if not isinstance(layer, nn.Linear):
+        return None
+    weight = layer.weight.detach().clone()
+    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().clone()
 
 
 def _name(model: nn.Module) -> str:
     return type(getattr(model, "net", model)).__name__
 
 
-def _choose(model: nn.Module, x: Tensor) -> Reader:
+def _activations(model: nn.Module, tap: Tap, x: Tensor) -> tuple[str | None, ...]:
+    """Which activation each stage map comes from. Raises InputError where that is none that could be seen."""
+    bare = {name for name, module in model.named_modules() if not [*module.children(), *module.parameters()]}
+    with inference(model), _out_of_place(model), _recording(model, lambda name, module: name in bare) as record:
+        maps = tap.outputs(model, x, True).stages
+    return tuple(_activation(model, record, stage) for stage in maps)
+
+
+def _activation(model: nn.Module, record: Record, stage: Tensor) -> str | None:
+    for name, before, after in reversed(record):
+        # one tensor, not two that are equal: with zeroed norms an activation changes nothing
+        if before.shape == stage.shape and after.data_ptr() == stage.data_ptr() != before.data_ptr():
+            return name
+    if stage.min() >= 0 and not stage.all():
+        raise InputError(
+            "model", _name(model), "rectifies a stage map by a function, not a module: it cannot be tapped"
+        )
+    return None
+
+
+@contextmanager
+def _out_of_place(model: nn.Module) -> Iterator[None]:
+    """Activations leave their input as it was."""
+    changed = [module for module in model.modules() if getattr(module, "inplace", False)]
+    for module in changed:
+        module.inplace = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.inplace = True  # type: ignore[assignment]
+
+
+@contextmanager
+def _inputs(model: nn.Module, names: Sequence[str | None]) -> Iterator[dict[str, Tensor]]:
+    """What the named modules are given at their last call; a copy where they write over it."""
+    inputs: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            inputs[name] = arguments[0].clone() if getattr(module, "inplace", False) else arguments[0]
+
+        return note
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names if name is not None]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _choose(model: nn.Module, x: Tensor) -> Tap:
     if hasattr(model, "forward_intermediates") and hasattr(model, "get_classifier"):
         with inference(model):
             try:
                 told, plain = _read_protocol(model, x, True), model(x)
                 if told.logits.shape == plain.shape and torch.allclose(told.logits, plain, rtol=1e-4, atol=1e-5):
-                    return _read_protocol
+                    return Tap(_read_protocol, lambda model: model.get_classifier())  # type: ignore[operator]
             except (TypeError, AttributeError, AssertionError, NotImplementedError, IndexError):
                 pass  # the protocol is there in part only: hooks read every module
     with inference(model):
@@ -100,8 +203,8 @@ def _recording(model: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> It
             handle.remove()
 
 
-def _hooks(model: nn.Module, x: Tensor) -> Reader:
-    """A reader through hooks: finds the classifier and the stages in one pass over `x`."""
+def _hooks(model: nn.Module, x: Tensor) -> Tap:
+    """A tap through hooks: finds the classifier and the stages in one pass over `x`."""
     with _recording(model, lambda name, module: name != "") as record:
         logits = model(x)
 
@@ -128,4 +231,4 @@ def _hooks(model: nn.Module, x: Tensor) -> Reader:
         maps = tuple(after[name] for name in order) if stages else ()
         return Outputs(logits, before[classifier].flatten(1), maps)
 
-    return reader
+    return Tap(reader, lambda model: model.get_submodule(classifier))

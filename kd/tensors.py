@@ -40,4 +40,6 @@ def each(change: Callable[[Tensor], Tensor], outputs: Outputs) -> Outputs:
         None if outputs.embedding is None else change(outputs.embedding),
         tuple(map(change, outputs.stages)),
         {name: change(value) for name, value in outputs.extra.items()},
+        tuple(map(change, outputs.before)),
+        tuple(each(change, other) for other in outputs.others),
     )

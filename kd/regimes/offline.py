@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from kd.batch import Batch, Facts, Outputs, Step
+from kd.batch import Batch, Demands, Facts, Outputs, Step
 from kd.errors import InputError
 from kd.loss import Objective
 from kd.regimes.regime import Frozen, Guide, Regime
@@ -21,6 +23,10 @@ class Offline(Regime):
         self.teacher = Frozen(teacher)
         self.objective = objective
 
+    @property
+    def demands(self) -> Demands:  # type: ignore[override]  # what the losses need
+        return Demands(views=self.objective.needs.views)
+
     def bind(self, data: Facts) -> None:
         student, teacher = student_ports(self.student, data), self.teacher.guide.ports(data)
         if teacher.classes != student.classes:
@@ -31,9 +37,17 @@ class Offline(Regime):
         return tuple(self.teacher.guide(view, self.objective.needs) for view in batch.views)
 
     def forward(self, batch: Batch, guides: tuple[Outputs, ...]) -> Step:
-        outputs = read(self.student, batch.x, self.objective.needs)
-        loss, parts = self.objective(outputs, guides[0], batch)
+        outputs = _together([read(self.student, view.x, self.objective.needs) for view in batch.views])
+        loss, parts = self.objective(outputs, _together(guides), batch)
         return Step(loss, parts, outputs.logits.detach())
 
+    def after_step(self, batch: Batch, step: Step) -> None:
+        self.objective.after_step(batch)
+
     def candidates(self) -> dict[str, nn.Module]:
-        return {"student": self.student}
+        return {"student": self.objective.deployed(self.student)}
+
+
+def _together(views: Sequence[Outputs]) -> Outputs:
+    """What is said about the first view, and with it about the others."""
+    return views[0]._replace(others=tuple(views[1:]))

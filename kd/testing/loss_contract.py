@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,13 +17,25 @@ from kd.testing.graph import trained_by
 from kd.testing.tiny import tiny_batch, tiny_facts
 
 
-def _pack(tensors: Sequence[Tensor]) -> Outputs:
-    return Outputs(tensors[0], tensors[1], tuple(tensors[2:]))
+def _pack(tensors: Sequence[Tensor], views: int) -> Outputs:
+    """From a row of logits, embedding, stage maps and as many maps before their activation, for each view."""
+    size = len(tensors) // views
+    first, *others = [tensors[start : start + size] for start in range(0, len(tensors), size)]
+    half = 1 + size // 2
+    outputs = Outputs(first[0], first[1], tuple(first[2:half]), before=tuple(first[half:]))
+    return outputs._replace(others=tuple(_pack(other, 1) for other in others))
+
+
+def _ports(ports: Ports) -> Ports:
+    """With norms and a classifier."""
+    norms = tuple((torch.rand(channels) + 0.5, torch.randn(channels)) for channels, *_ in ports.stages)
+    classifier = torch.randn(ports.classes, ports.embedding), torch.randn(ports.classes)
+    return replace(ports, norms=norms, classifier=classifier)
 
 
 @dataclass
 class _Case:
-    """A bound loss and random inputs: logits, embedding, stages."""
+    """A bound loss and random inputs."""
 
     objective: Objective
     student: list[Tensor]
@@ -32,7 +44,10 @@ class _Case:
 
     def loss(self, *student: Tensor) -> Tensor:
         """The value for the student's tensors, for those of the case by default."""
-        return self.objective(_pack(student or self.student), _pack(self.teacher), self.batch)[0]
+        return self.objective(self.pack(student or self.student), self.pack(self.teacher), self.batch)[0]
+
+    def pack(self, tensors: Sequence[Tensor]) -> Outputs:
+        return _pack(tensors, len(self.batch.views))
 
     def learn(self) -> list[Tensor]:
         """Let gradients reach the student's tensors, and return them."""
@@ -76,22 +91,23 @@ class LossContract:
         objective = Objective({"loss": Term(self.make())})
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            objective.bind(*both, facts)
-            shapes = [[(p.classes,), (p.embedding,), *p.stages] for p in both]
+            objective.bind(_ports(both[0]), _ports(both[1]), facts)
+            views = objective.needs.views
+            shapes = [views * [(p.classes,), (p.embedding,), *p.stages, *p.stages] for p in both]
             tensors = [[torch.randn(self.samples, *shape, dtype=dtype) for shape in side] for side in shapes]
         half = dtype in (torch.float16, torch.bfloat16)
         objective.to(torch.float32 if half else dtype)
-        return _Case(objective, tensors[0], tensors[1], tiny_batch(facts, self.samples))
+        return _Case(objective, tensors[0], tensors[1], tiny_batch(facts, self.samples, views))
 
     def _expected(self, case: _Case, shift: float = 0.0, along: Sequence[Tensor] = ()) -> float:
         """The reference's value on the case's inputs, the student's moved by `shift` along a direction."""
         student = [x.detach().double() for x in case.student]
         if along:
             student = [x + shift * direction for x, direction in zip(student, along, strict=True)]
-        teacher = _pack([x.detach().double() for x in case.teacher])
+        teacher = case.pack([x.detach().double() for x in case.teacher])
         loss = copy.deepcopy(case.objective).double().losses["loss"]
         assert isinstance(loss, Loss)
-        return float(self.reference(loss, _pack(student), teacher, case.batch))
+        return float(self.reference(loss, case.pack(student), teacher, case.batch))
 
     def test_value_is_the_references(self) -> None:
         case = self._case()

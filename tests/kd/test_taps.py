@@ -87,3 +87,76 @@ def test_a_model_without_a_linear_classifier_is_refused():
 def test_an_image_that_the_model_cannot_take_is_refused():
     with pytest.raises(InputError, match=r"data\.image_size: 1x8x8"):
         ports(Plain(), 1, (8, 8))
+
+
+BEFORE = Needs(stages=(-1,), before=True)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "resnet18", "regnetx_002", "mobilenetv2_035"])
+def test_maps_come_before_their_activation_too(name):
+    """Also where activations write over their input, and in training."""
+    options = {"zero_init_last": False} if name.startswith("re") else {}
+    model, x = timm.create_model(name, num_classes=7, **options), torch.rand(2, 3, 64, 64)
+    told = ports(model, 3, (64, 64))
+    outputs = read(model, x, BEFORE)
+    assert [tuple(stage.shape[1:]) for stage in outputs.before] == list(told.stages)
+    seen = 0
+    for before, stage in zip(outputs.before, outputs.stages, strict=True):
+        if not torch.equal(before, stage):  # a linear bottleneck ends without an activation
+            seen += 1
+            assert before.min() < 0
+            torch.testing.assert_close(before.relu().clamp(max=6) if "mobile" in name else before.relu(), stage)
+    assert seen == len(outputs.stages) or "mobile" in name
+    outputs.before[-1].sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert not any(m._forward_pre_hooks for m in model.modules()), "hooks must not outlive the pass"
+    with torch.no_grad():
+        torch.testing.assert_close(outputs.logits, read(model, x, ALL).logits)  # still the same net
+
+
+class Rectified(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def test_an_activation_is_found_where_it_changes_nothing():
+    model = timm.create_model("resnet18", num_classes=7)  # zeroed norms: blocks pass on what is above 0 already
+    with torch.no_grad():
+        before = read(model, torch.rand(2, 3, 64, 64), BEFORE).before
+        model.layer4[-1].bn2.bias.fill_(-1.0)
+        assert read(model, torch.rand(2, 3, 64, 64), BEFORE).before[-1].min() < 0 <= before[-1].min()
+
+
+def test_a_map_that_a_function_rectifies_cannot_be_had_before():
+    model, x = Plain().eval(), torch.rand(2, 3, 16, 16)
+    assert torch.equal(read(model, x, BEFORE).before[1], read(model, x, ALL).stages[1])  # a convolution's own output
+    model.middle = Rectified(4, 6, 3, stride=2, padding=1)
+    with pytest.raises(InputError, match="by a function"):
+        read(copy.deepcopy(model), x, BEFORE)
+
+
+def test_ports_hold_the_norm_of_each_stage_and_the_classifier():
+    model = timm.create_model("resnet18", num_classes=7)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.data.fill_(number)  # to be told apart
+    told = ports(model, 3, (64, 64))
+    norms = [model.bn1, model.layer1[-1].bn2, model.layer2[-1].bn2, model.layer3[-1].bn2, model.layer4[-1].bn2]
+    for (weight, bias), norm in zip(told.norms, norms, strict=True):
+        assert torch.equal(weight, norm.weight)
+        assert torch.equal(bias, norm.bias)
+    weight, bias = told.classifier
+    assert torch.equal(weight, model.fc.weight)
+    assert torch.equal(bias, model.fc.bias)
+    model.fc.weight.data.zero_()
+    assert weight.any(), "a copy"
+    shallow = timm.create_model("resnet10t", num_classes=7)  # blocks with a shortcut of their own norm
+    last = ports(shallow, 3, (64, 64)).norms[-1][0]
+    assert last.data_ptr() != shallow.layer4[-1].bn2.weight.data_ptr()
+    shallow.layer4[-1].bn2.weight.data.fill_(3.0)
+    assert (ports(shallow, 3, (64, 64)).norms[-1][0] == 3).all()
+
+
+def test_ports_of_nets_without_batch_norm():
+    told = ports(timm.create_model("convnext_atto", num_classes=7), 3, (64, 64))
+    assert told.norms == (None,) * len(told.stages)
+    assert ports(Plain(), 3, (16, 16)).norms[:2] == (None, None)
