@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,8 +29,9 @@ def latency(
 ) -> dict[str, dict[str, Any]]:
     """Median and 95th percentile of the milliseconds that each model takes for a batch of (C, H, W) images.
 
-    The models take turns, round after round, so that whatever else the machine does meets all alike. Each runs on its
-    own runtime: an OnnxModel on onnxruntime, anything else on torch; to compare runtimes, give a model in both forms.
+    The models take turns, round after round, each time in another order, so that whatever else the machine does and
+    whatever ran before meets all alike. Each runs on its own runtime: an OnnxModel on onnxruntime, anything else on
+    torch; to compare runtimes, give a model in both forms.
 
     Args:
         models: by name.
@@ -71,9 +73,11 @@ def _call(model: Predict, x: Tensor) -> Callable[[], object]:
 def _take_turns(calls: Mapping[str, Callable[[], object]], repeats: int, seconds: float) -> dict[str, list[float]]:
     """Seconds of each call, round by round, until there are `repeats` rounds and `seconds` are over."""
     times: dict[str, list[float]] = {name: [] for name in calls}
+    order, draws = list(calls.items()), random.Random(0)
     start, rounds = time.perf_counter(), -_WARM_UP
     while rounds < repeats or time.perf_counter() - start < seconds:
-        for name, call in calls.items():
+        draws.shuffle(order)  # a large model leaves cold caches to the one behind it
+        for name, call in order:
             before = time.perf_counter()
             call()
             elapsed = time.perf_counter() - before
