@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -138,10 +138,14 @@ class Demands:
     Attributes:
         views: how many views a batch carries, each with its own draw.
         hard_labels: labels must be integers, so mixup and CutMix are refused before training.
+        order: how an epoch's samples come. "shuffled": each once. "pairs": the second half of a batch are other samples
+            of the classes of the first half, one by one. "overlap": the first half of a batch is the second half of the
+            batch before. Under several processes these halves are those of each rank.
     """
 
     views: int = 1
     hard_labels: bool = False
+    order: Literal["shuffled", "pairs", "overlap"] = "shuffled"
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class _Run:
     def __init__(self, regime: Regime, data: Data, config: Fit, accelerator: Accelerator, folder: Path | None) -> None:
         self.data, self.config, self.accelerator, self.folder = data, config, accelerator, folder
         self.regime = regime
-        self.batches = data.steps(config.batch_size * accelerator.num_processes)
+        self.batches = data.steps(config.batch_size * accelerator.num_processes, regime.demands)
         self.steps = self.batches // config.accumulate
         if self.steps == 0:
             raise InputError("fit.accumulate", config.accumulate, f"an epoch has {self.batches} batches only")

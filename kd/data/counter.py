@@ -23,6 +23,7 @@ class Stream(IntEnum):
     ERASE = 7
     PARTNER = 8
     MIX = 9
+    PAIR = 10
 
 
 def _signed(value: int) -> int:

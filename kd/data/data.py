@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,9 +42,13 @@ class Data:
     notes: tuple[str, ...]
     identity: str
 
-    def steps(self, batch_size: int) -> int:
+    def steps(self, batch_size: int, demands: Demands = Demands()) -> int:  # noqa: B008 - frozen
         """Batches in an epoch: whole ones only, but at least one."""
-        return max(1, len(self.train) // batch_size)
+        size = min(batch_size, len(self.train))
+        if demands.order == "shuffled":
+            return len(self.train) // size
+        halves = len(self.train) // (size // 2) if size > 1 else 0
+        return halves if demands.order == "pairs" else halves - 1
 
     def batches(
         self,
@@ -68,14 +73,33 @@ class Data:
                 "data.augment", "mixup or cutmix", "must be off: this regime is defined for hard labels only"
             )
         share = min(batch_size, len(self.train)) // world
+        if demands.order != "shuffled" and (share % 2 or self.steps(batch_size, demands) < 1):
+            raise InputError("fit.batch_size", share, "must be even, and fit twice into the data, for this regime")
         if not share:
             raise InputError("data.train_size", len(self.train), f"must be at least the {world} processes")
-        size = share * world
-        order = permutation(len(self.train), seed, Stream.ORDER, epoch)
-        firsts = [step * size + rank * share for step in range(start, len(self.train) // size)]
+        blocks = self._blocks(epoch, share * world, demands, seed)[start:]
         round_ = epoch if self.augment.views is None else epoch % self.augment.views
         draws = range(round_ * demands.views, (round_ + 1) * demands.views)
-        return self._views([order[first : first + share] for first in firsts], draws)
+        return self._views([torch.cat([part.chunk(world)[rank] for part in block]) for block in blocks], draws)
+
+    def _blocks(self, epoch: int, size: int, demands: Demands, seed: int) -> list[tuple[Tensor, ...]]:
+        """The epoch's global batches, each as the parts of which every rank gets its share."""
+        order = permutation(len(self.train), seed, Stream.ORDER, epoch)
+        if demands.order == "shuffled":
+            return [(part,) for part in _whole(order, size)]
+        halves = _whole(order, size // 2)
+        if demands.order == "overlap":
+            return list(itertools.pairwise(halves))
+        partners = self._partners(permutation(len(self.train), seed, Stream.PAIR, epoch))
+        return [(half, partners[half]) for half in halves]
+
+    def _partners(self, order: Tensor) -> Tensor:
+        """(size,) for each training sample the next one of its class in a random order; itself where it is alone."""
+        partners = torch.empty_like(order)
+        for label in self.train.labels.unique():
+            members = order[self.train.labels[order] == label]
+            partners[members] = members.roll(1)
+        return partners
 
     def view(self, indices: Tensor, draw: int) -> View:
         """The view that `batches` gives of these (N,) positions in the training split under a draw."""
@@ -128,3 +152,8 @@ class Data:
         draw = Draw(self.config.seed, view.draw, view.index)
         x, y = mixed(self.augment, draw, view.x, y, other.x, other_y)
         return view._replace(x=x, y=y)
+
+
+def _whole(order: Tensor, size: int) -> list[Tensor]:
+    """Parts of this size; what is left over is left out."""
+    return list(order[: len(order) // size * size].split(size))

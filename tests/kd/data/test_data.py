@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -227,3 +228,45 @@ def test_the_fingerprint_sees_a_change_between_its_samples(
     before = loaded(folder).fingerprint()
     (folder / "test" / "dog" / "004.png").write_bytes(noise(500, (8, 8), False))
     assert loaded(folder).fingerprint() != before
+
+
+def test_pairs_are_of_one_class_and_of_two_samples(folder: Path) -> None:
+    data, demands = loaded(folder), Demands(order="pairs")
+    views = flat(data.batches(0, batch_size=8, demands=demands))
+    assert [len(view.index) for view in views] == [8] * data.steps(8, demands) == [8] * 8
+    firsts, partners = zip(*(view.index.chunk(2) for view in views), strict=True)
+    assert len(torch.cat(firsts).unique()) == 32, "each sample is first once"
+    assert torch.equal(data.train.labels[torch.cat(firsts)], data.train.labels[torch.cat(partners)])
+    assert (torch.cat(firsts) != torch.cat(partners)).all()
+    again = flat(data.batches(1, batch_size=8, demands=demands))
+    pairs = [{(a, b) for v in vs for a, b in zip(*v.index.view(2, -1).tolist(), strict=True)} for vs in (views, again)]
+    assert pairs[0] != pairs[1]
+
+
+def test_batches_overlap_by_half(folder: Path) -> None:
+    data, demands = loaded(folder), Demands(order="overlap")
+    views = flat(data.batches(0, batch_size=8, demands=demands))
+    assert len(views) == data.steps(8, demands) == 7
+    for before, after in itertools.pairwise(views):
+        assert torch.equal(before.index[4:], after.index[:4])
+    assert_equal(views[2], next(data.batches(0, batch_size=8, demands=demands, start=2))[0])
+
+
+@pytest.mark.parametrize("order", ["pairs", "overlap"])
+def test_ranks_have_whole_pairs_and_their_own_overlap(folder: Path, order: Literal["pairs", "overlap"]) -> None:
+    data, demands = loaded(folder), Demands(order=order)
+    whole = flat(data.batches(0, batch_size=8, demands=demands))
+    ranks = [flat(data.batches(0, batch_size=8, rank=rank, world=2, demands=demands)) for rank in range(2)]
+    for one, first, second in zip(whole, *ranks, strict=True):
+        halves = [view.index.chunk(2) for view in (first, second)]
+        assert torch.equal(one.index, torch.cat([halves[0][0], halves[1][0], halves[0][1], halves[1][1]]))
+    if order == "overlap":
+        for views in ranks:
+            assert all(torch.equal(a.index[2:], b.index[:2]) for a, b in itertools.pairwise(views))
+
+
+@pytest.mark.parametrize("order", ["pairs", "overlap"])
+@pytest.mark.parametrize("batch_size", [7, 1])
+def test_halves_need_an_even_batch(folder: Path, order: Literal["pairs", "overlap"], batch_size: int) -> None:
+    with pytest.raises(InputError, match=r"fit\.batch_size"):
+        loaded(folder).batches(0, batch_size=batch_size, demands=Demands(order=order))
