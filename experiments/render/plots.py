@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.render.words import Report
@@ -93,6 +94,25 @@ def curves(report: Report) -> bytes:
     _dress(above, "", "top-1 on validation, %")
     _dress(below, "epochs", "training loss")
     _legend(figure, above)
+    return _png(figure)
+
+
+def methods(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Top-1 on test of each method, its seeds as dots and their mean as a bar, as PNG; the teacher is a line."""
+    from matplotlib.figure import Figure
+
+    teacher, *others = rows
+    figure = Figure(figsize=(5.2, 1.2 + 0.3 * len(others)), dpi=220, layout="constrained")
+    axes = figure.subplots()
+    ordered = sorted(others, key=lambda row: fmean(row["top1_test"]))
+    for place, row in enumerate(ordered):
+        color = ORANGE if row["name"] == "scratch" else BLUE
+        axes.plot([fmean(row["top1_test"])] * 2, [place - 0.35, place + 0.35], color=color, linewidth=2.5)
+        axes.scatter(row["top1_test"], [place] * len(row["top1_test"]), s=18, color=color)
+    axes.axvline(fmean(teacher["top1_test"]), color=INK, linestyle="--", linewidth=1.2, label="teacher")
+    axes.set_yticks(range(len(ordered)), [_literal(row["name"]) for row in ordered])
+    _dress(axes, "top-1 on test, %", "")
+    _legend(figure, axes)
     return _png(figure)
 
 

@@ -1,0 +1,177 @@
+"""Train methods side by side: one student, one budget, the same seeds; only what it learns from differs.
+
+Example: python -m experiments.compare_methods --out runs/methods --methods KD,FitNet,RKD,DML --seeds 0,1
+The student from scratch and the teacher stand beside them. The same command again goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import students
+import teachers
+from experiments import cli, train_teacher
+from experiments.config import StudentConfig, TeacherConfig, blueprint, seeded
+from experiments.steps import Outcome, Run, in_main_process
+from kd.batch import Needs
+from kd.checkpoint import atomic_write
+from kd.data import Data, DataConfig
+from kd.data import load as load_data
+from kd.errors import InputError
+from kd.evaluate import Predict, inference, score
+from kd.fit import Fit
+from kd.fit import fit as train
+from kd.methods import METHODS
+from students import Blueprint
+
+BASELINE, YARDSTICK = "scratch", "KD"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare methods.
+
+    Attributes:
+        out: the run folder.
+        methods: names, with commas between them; see docs/methods.md.
+        seeds: of weights, order and dropout, with commas between them.
+        data: what all learn from.
+        teacher: the large model.
+        student: the small one; methods of several nets train that many of it.
+        fit: how each is trained.
+    """
+
+    out: str = "runs/methods"
+    methods: str = "KD,FitNet,RKD"
+    seeds: str = "0,1"
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    fit: Fit = Fit()
+
+
+def names(config: CompareConfig) -> list[str]:
+    """The methods that are asked for, without repetition. Raises InputError for an unknown one."""
+    asked = [name for name in dict.fromkeys(part.strip() for part in config.methods.split(",")) if name != BASELINE]
+    for name in asked:
+        if name not in METHODS:
+            raise InputError("methods", name, f"unknown; known: {', '.join(METHODS)}")
+    return asked
+
+
+def seeds(config: CompareConfig) -> list[int]:
+    """Raises InputError for what is no whole number."""
+    try:
+        return [int(part) for part in config.seeds.split(",")]
+    except ValueError as error:
+        raise InputError("seeds", config.seeds, "must be whole numbers with commas between them") from error
+
+
+def learn(name: str, plan: Blueprint, teacher: Any, data: Data, fit: Fit, folder: Path, seed: int) -> Outcome:
+    """The step: a student of this blueprint is trained by one method; leaves a model folder."""
+    schedule = seeded(fit, seed)
+    regime = METHODS[name].regime(plan.build, teacher, schedule.epochs)
+    history = train(regime, data, schedule, folder, label=name)
+    shipped = regime.deploy(history.best_name)
+    assert isinstance(shipped, students.Classifier)
+    in_main_process(lambda: students.save(shipped, folder))
+    return Outcome("student", seconds=history.seconds, curve=history.epochs, details={"shipped": history.best_name})
+
+
+def compare(folders: dict[str, list[Path]], teacher: teachers.Teacher, data: Data, out: Path) -> Outcome:
+    """The step: scores every student on validation and test, and writes methods.json, methods.md and methods.png."""
+    answers = {split: _answers(teacher.predict, data, split) for split in ("val", "test")}
+    rows = [_row("teacher", [answers], [0.0], answers)]
+    for name, places in folders.items():
+        models = [students.load(place).eval() for place in places]
+        said = [{split: _answers(model, data, split) for split in ("val", "test")} for model in models]
+        seconds = [json.loads((place / "step.json").read_text())["seconds"] for place in places]
+        rows.append(_row(name, said, seconds, answers))
+    yardstick = next((row["seconds"] for row in rows if row["name"] == YARDSTICK), None)
+    for row in rows:
+        row["seconds_ratio"] = row["seconds"] / yardstick if yardstick else None
+    atomic_write(out / "methods.json", json.dumps({"rows": rows, "command": cli.command("compare_methods")}, indent=1))
+    atomic_write(out / "methods.md", _markdown(rows))
+    from experiments.render import plots
+
+    atomic_write(out / "methods.png", plots.methods(rows))
+    return Outcome("comparison")
+
+
+def _answers(predict: Predict, data: Data, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    with inference(predict):
+        views = [(predict(view.x), view.y) for view in data.evaluation(split)]
+    return torch.cat([logits for logits, _ in views]), torch.cat([y for _, y in views])
+
+
+def _row(name: str, said: list[dict[str, Any]], seconds: list[float], teacher: dict[str, Any]) -> dict[str, Any]:
+    val = [score(*each["val"]).top1 for each in said]
+    test = [score(*each["test"], teacher["test"][0]) for each in said]
+    return {
+        "name": name,
+        "seeds": len(said),
+        "top1_val": val,
+        "top1_test": [metrics.top1 for metrics in test],
+        "agreement": [metrics.agreement for metrics in test],
+        "seconds": statistics.mean(seconds),
+    }
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    cost = "–" if not row["seconds_ratio"] else f"{row['seconds_ratio']:.2f}×"
+    values = [_spread(row[column]) for column in ("top1_val", "top1_test", "agreement")]
+    return [row["name"], *values, f"{row['seconds']:.0f}", cost]
+
+
+HEAD = ("method", "top-1 val, %", "top-1 test, %", "agreement, %", "seconds", f"of {YARDSTICK}")
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [HEAD, (":--", *["--:"] * (len(HEAD) - 1)), *map(_cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _show(out: Path) -> None:
+    table = Table(*HEAD)
+    for row in json.loads((out / "methods.json").read_text())["rows"]:
+        table.add_row(*_cells(row))
+    Console().print(table)
+
+
+def main(config: CompareConfig, resolved: str) -> None:
+    data, methods, draws = load_data(config.data), names(config), seeds(config)
+    train_teacher.check(config.teacher, data)
+    plan = blueprint(config.student.name, config.student.width, config.student.depth, data)
+    plan.build("meta")
+    run = Run(Path(config.out), resolved, cli.command("compare_methods"))
+    teacher = train_teacher.guide(config.teacher, data, run, 0, Needs(embedding=True))
+    folders: dict[str, list[Path]] = {name: [] for name in (BASELINE, *methods)}
+    for seed in draws:
+        for name in folders:
+
+            def work(folder: Path, name: str = name, seed: int = seed) -> Outcome:
+                return learn(name, plan, teacher, data, config.fit, folder, seed)
+
+            folders[name].append(run.step(f"{name}/seed-{seed}", work))
+    live = teacher.teacher if isinstance(teacher, teachers.Cached) else teacher
+    assert isinstance(live, teachers.Teacher)
+    run.step("comparison", lambda folder: compare(folders, live, data, run.out))
+    _show(run.out)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("compare_methods", CompareConfig, main))

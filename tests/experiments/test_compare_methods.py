@@ -1,0 +1,48 @@
+import json
+import statistics
+
+import pytest
+
+from experiments import cli, compare_methods
+from experiments.compare_methods import CompareConfig
+
+SMALL = [
+    *("--data.train_size", "128", "--teacher.architecture", "cifar_resnet8", "--teacher.fit.epochs", "1"),
+    *("--teacher.fit.warmup_epochs", "0", "--student.name", "cifar_resnet8", "--student.width", "0.5"),
+    *("--fit.epochs", "1", "--fit.warmup_epochs", "0"),
+]
+
+
+def run(capfd, *arguments):
+    status = cli.run("compare_methods", CompareConfig, compare_methods.main, [*map(str, arguments), *SMALL])
+    return status, *capfd.readouterr()
+
+
+def test_methods_are_compared_over_seeds_and_the_comparison_resumes(capfd, tmp_path):
+    arguments = ("--out", tmp_path / "run", "--methods", "KD,DML", "--seeds", "0,1")
+    status, shown, _ = run(capfd, *arguments)
+    assert status == 0
+    rows = json.loads((tmp_path / "run/methods.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["teacher", "scratch", "KD", "DML"]
+    assert [row["seeds"] for row in rows] == [1, 2, 2, 2]
+    assert rows[0]["agreement"] == [100]
+    assert rows[2]["seconds_ratio"] == 1
+    assert rows[3]["seconds_ratio"] == rows[3]["seconds"] / rows[2]["seconds"]
+    written = (tmp_path / "run/methods.md").read_text()
+    for row in rows[1:]:
+        spread = f"{statistics.mean(row['top1_test']):.2f} ± {statistics.stdev(row['top1_test']):.2f}"
+        assert f"| {row['name']} |" in written
+        assert spread in written
+        assert row["name"] in shown
+    assert (tmp_path / "run/methods.png").read_bytes().startswith(b"\x89PNG")
+    _, again, news = run(capfd, *arguments)
+    assert again == shown
+    assert "starts" not in news
+
+
+@pytest.mark.parametrize(("field", "value"), [("methods", "KD,Magic"), ("seeds", "0,one")])
+def test_what_is_no_method_or_seed_is_refused(capfd, tmp_path, field, value):
+    status, _, errors = run(capfd, "--out", tmp_path / "run", f"--{field}", value)
+    assert status == 2
+    assert errors.strip().splitlines()[-1].startswith(f"error: {field}: ")
+    assert not (tmp_path / "run").exists()
