@@ -92,6 +92,7 @@ class Needs:
         hard_labels: the formula has no meaning for soft labels, so mixup and CutMix are refused before training.
         before: stage maps are also read as they are before their last activation.
         views: how many views of a sample are looked at.
+        strong: the last of them is strongly augmented.
     """
 
     embedding: bool = False
@@ -100,6 +101,7 @@ class Needs:
     hard_labels: bool = False
     before: bool = False
     views: int = 1
+    strong: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -109,6 +111,7 @@ class Needs:
             self.hard_labels or other.hard_labels,
             self.before or other.before,
             max(self.views, other.views),
+            self.strong or other.strong,
         )
 
 
@@ -137,6 +140,7 @@ class Demands:
 
     Attributes:
         views: how many views a batch carries, each with its own draw.
+        strong: the last view is strongly augmented.
         hard_labels: labels must be integers, so mixup and CutMix are refused before training.
         order: how an epoch's samples come. "shuffled": each once. "pairs": the second half of a batch are other samples
             of the classes of the first half, one by one. "overlap": the first half of a batch is the second half of the
@@ -144,6 +148,7 @@ class Demands:
     """
 
     views: int = 1
+    strong: bool = False
     hard_labels: bool = False
     order: Literal["shuffled", "pairs", "overlap"] = "shuffled"
 

@@ -17,6 +17,7 @@ from kd.data.config import Augment
 from kd.data.counter import Stream, uniform
 
 _QUANTILES = 4096
+STRONG = 1 << 20  # draws from here on are strong
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Draw:
 
 
 def augmented(config: Augment, draw: Draw, x: Tensor) -> Tensor:
-    """Augment each image by itself: (N, C, H, W) uint8 in, float in [0, 1] out."""
+    """Augment each image by itself, strongly from draw STRONG on: (N, C, H, W) uint8 in, float in [0, 1] out."""
     if config.crop:
         x = crop(draw, x, config.crop)
     if config.flip:
@@ -43,7 +44,24 @@ def augmented(config: Augment, draw: Draw, x: Tensor) -> Tensor:
         x = resized_crop(draw, x, config.scale)
     if config.erase:
         x = erase(draw, x, config.erase)
-    return x
+    return strengthen(draw, x) if draw.draw >= STRONG else x
+
+
+def strengthen(draw: Draw, x: Tensor) -> Tensor:
+    """Change brightness, contrast and saturation by factors from 0.4 to 1.6, and grey out a box of half the sides.
+
+    What RandAugment (Cubuk et al. 2020) and Cutout (DeVries and Taylor 2017) do, as far as whole batches can have it.
+    """
+    height, width = x.shape[2:]
+    numbers = draw.uniform(Stream.STRONG, 5)
+    brightness, contrast, saturation = (0.4 + 1.2 * numbers[:, :3]).T[..., None, None, None]
+    x = ((x * brightness).clamp(0, 1) - 0.5) * contrast + 0.5
+    if x.shape[1] == 3:
+        grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+        x = grey + (x - grey) * saturation
+    h, w = height // 2, width // 2
+    top, left = (numbers[:, 3] * (height - h + 1)).floor(), (numbers[:, 4] * (width - w + 1)).floor()
+    return x.clamp(0, 1).masked_fill(_box(top, top + h, left, left + w, height, width), 0.5)
 
 
 def crop(draw: Draw, x: Tensor, pad: int) -> Tensor:

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     PARTNER = 8
     MIX = 9
     PAIR = 10
+    STRONG = 11
 
 
 def _signed(value: int) -> int:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Demands, Facts, View
-from kd.data.augment import Draw, augmented, mixed
+from kd.data.augment import STRONG, Draw, augmented, mixed
 from kd.data.config import Augment, DataConfig
 from kd.data.counter import Stream, permutation
 from kd.data.split import Split, spread
@@ -79,7 +79,9 @@ class Data:
             raise InputError("data.train_size", len(self.train), f"must be at least the {world} processes")
         blocks = self._blocks(epoch, share * world, demands, seed)[start:]
         round_ = epoch if self.augment.views is None else epoch % self.augment.views
-        draws = range(round_ * demands.views, (round_ + 1) * demands.views)
+        draws = list(range(round_ * demands.views, (round_ + 1) * demands.views))
+        if demands.strong:
+            draws[-1] += STRONG
         return self._views([torch.cat([part.chunk(world)[rank] for part in block]) for block in blocks], draws)
 
     def _blocks(self, epoch: int, size: int, demands: Demands, seed: int) -> list[tuple[Tensor, ...]]:

@@ -25,7 +25,8 @@ class Offline(Regime):
 
     @property
     def demands(self) -> Demands:  # type: ignore[override]  # what the losses need
-        return Demands(views=self.objective.needs.views)
+        needs = self.objective.needs
+        return Demands(views=needs.views, strong=needs.strong)
 
     def bind(self, data: Facts) -> None:
         student, teacher = student_ports(self.student, data), self.teacher.guide.ports(data)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd.data import Augment
-from kd.data.augment import Draw, augmented, beta_quantile, crop, erase, flip, mixed, resized_crop
+from kd.data.augment import STRONG, Draw, augmented, beta_quantile, crop, erase, flip, mixed, resized_crop
 from kd.data.counter import Stream, uniform
 
 EVERYTHING = Augment(crop=2, flip=True, scale=(0.3, 1.0), erase=0.5)
@@ -196,3 +196,27 @@ def test_it_runs_where_the_pixels_are() -> None:
     x = x.float()
     y = torch.empty(4, 2, device="meta")
     assert mixed(Augment(mixup=1.0, cutmix=1.0), Draw(0, 0, index), x, y, x, y)[0].device.type == "meta"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_strong_draw_changes_colours_and_greys_out_a_box(channels: int) -> None:
+    x, index = images(20, channels), torch.arange(20)
+    weak, strong = (augmented(Augment(), Draw(0, draw, index), x) for draw in (0, STRONG))
+    assert torch.equal(weak, x / 255)
+    assert strong.min() >= 0
+    assert strong.max() <= 1
+    grey = (strong == 0.5).all(1)
+    for image, numbers in zip(range(20), uniform(5, 0, Stream.STRONG, STRONG, index), strict=True):
+        rows, columns = grey[image].any(1).nonzero(), grey[image].any(0).nonzero()
+        assert rows.max() - rows.min() + 1 >= 4
+        assert columns.max() - columns.min() + 1 >= 3
+        brightness, contrast, saturation = (0.4 + 1.2 * numbers[:3]).tolist()
+        row, column = next((r, c) for r in range(9) for c in range(7) if not grey[image, r, c])
+        pixel = [(min(v * brightness, 1) - 0.5) * contrast + 0.5 for v in weak[image, :, row, column].tolist()]
+        if channels == 3:
+            luma = 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2]
+            pixel = [luma + (v - luma) * saturation for v in pixel]
+        expected = [min(max(v, 0.0), 1.0) for v in pixel]
+        assert strong[image, :, row, column].tolist() == pytest.approx(expected, abs=1e-5)
+    parts = [augmented(Augment(), Draw(0, STRONG, i), p) for i, p in zip(index.split(3), x.split(3), strict=True)]
+    assert torch.equal(torch.cat(parts), strong)

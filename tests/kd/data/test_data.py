@@ -270,3 +270,12 @@ def test_ranks_have_whole_pairs_and_their_own_overlap(folder: Path, order: Liter
 def test_halves_need_an_even_batch(folder: Path, order: Literal["pairs", "overlap"], batch_size: int) -> None:
     with pytest.raises(InputError, match=r"fit\.batch_size"):
         loaded(folder).batches(0, batch_size=batch_size, demands=Demands(order=order))
+
+
+def test_the_last_of_several_views_may_be_strong(folder: Path) -> None:
+    data = loaded(folder)
+    weak, strong = next(data.batches(0, batch_size=8, demands=Demands(views=2, strong=True)))
+    plain, other = next(data.batches(0, batch_size=8, demands=Demands(views=2)))
+    assert_equal(weak, plain)
+    assert not torch.equal(strong.x, other.x)
+    assert_equal(strong, data.view(strong.index, strong.draw))  # so that stored answers are about these pixels
