@@ -7,8 +7,27 @@ raise ValueError.
 
 from kd.losses.feature.fitnet import hint
 from kd.losses.relation.rkd import rkd_angle, rkd_distance
+from kd.losses.response.dist import dist
+from kd.losses.response.dkd import dkd
 from kd.losses.response.kd import kd
+from kd.losses.response.mlkd import mlkd
+from kd.losses.response.nkd import nkd
+from kd.losses.response.ofa import ofa
+from kd.losses.response.standardize import standardize
 from kd.regimes.online.dml import dml
 from kd.regimes.self_distillation.ps_kd import ps_kd_target
 
-__all__ = ["dml", "hint", "kd", "ps_kd_target", "rkd_angle", "rkd_distance"]
+__all__ = [
+    "dist",
+    "dkd",
+    "dml",
+    "hint",
+    "kd",
+    "mlkd",
+    "nkd",
+    "ofa",
+    "ps_kd_target",
+    "rkd_angle",
+    "rkd_distance",
+    "standardize",
+]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from kd.loss import Loss, Objective, Term
-from kd.losses import KD, RKD, CrossEntropy, FitNet
+from kd.losses import CTKD, DIST, DKD, KD, MLKD, NKD, OFA, RKD, CrossEntropy, FitNet, Standardized
 from kd.regimes import DML, PSKD, Guide, Offline, Regime, Supervised
 
 Make = Callable[[], nn.Module]
@@ -55,6 +55,13 @@ def _offline(
 METHODS: dict[str, Method] = {
     "scratch": Method(Supervised, lambda make, teacher, epochs: Supervised(make())),
     "KD": _offline(KD, 0.9, hard=0.1),
+    "DKD": _offline(DKD, warmup=_WARMUP),
+    "DIST": _offline(DIST, 2.0),
+    "LSKD": _offline(lambda: Standardized(KD(2.0)), 9.0, hard=0.1),
+    "NKD": _offline(NKD),
+    "OFA": _offline(OFA),
+    "MLKD": _offline(MLKD, 0.9, hard=0.1),
+    "CTKD": _offline(CTKD, 0.9, hard=0.1),
     "FitNet": _offline(FitNet, 100.0),
     "RKD": _offline(RKD),
     "DML": Method(DML, lambda make, teacher, epochs: DML([make(), make()])),

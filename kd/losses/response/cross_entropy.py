@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +21,10 @@ def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Ten
 
 
 class CrossEntropy(Loss):
-    """Cross-entropy with the labels, hard or soft; `smoothing` moves that share of each label to all classes evenly."""
+    """Cross-entropy with the labels, hard or soft, summed over the views that the student saw.
+
+    `smoothing` moves that share of each label to all classes evenly.
+    """
 
     def __init__(self, smoothing: float = 0.0) -> None:
         super().__init__()
@@ -29,4 +33,5 @@ class CrossEntropy(Loss):
         self.smoothing = smoothing
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        return cross_entropy(student.logits, batch.y, self.smoothing)
+        views = zip((student, *student.others), batch.views, strict=False)
+        return torch.stack([cross_entropy(seen.logits, view.y, self.smoothing) for seen, view in views]).sum()
