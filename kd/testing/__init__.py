@@ -14,6 +14,7 @@ import pytest
 
 pytest.register_assert_rewrite("kd.testing.loss_contract", "kd.testing.regime_contract")
 
+from kd.testing.batch_norm import GatheredBatchNorm, gathered  # noqa: E402
 from kd.testing.graph import trained_by  # noqa: E402
 from kd.testing.loss_contract import LossContract  # noqa: E402
 from kd.testing.naive import naive_log_softmax, naive_targets  # noqa: E402
@@ -21,9 +22,11 @@ from kd.testing.regime_contract import RegimeContract  # noqa: E402
 from kd.testing.tiny import TinyTeacher, tiny_batch, tiny_facts, tiny_net  # noqa: E402
 
 __all__ = [
+    "GatheredBatchNorm",
     "LossContract",
     "RegimeContract",
     "TinyTeacher",
+    "gathered",
     "naive_log_softmax",
     "naive_targets",
     "tiny_batch",

@@ -1,0 +1,96 @@
+"""Two processes of N samples are one of 2N, for every method: ten steps of SGD in float64, with BatchNorm.
+
+Run as a script, this file is one of the two processes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import kd
+import students
+from kd.batch import Batch, Clock
+from kd.data import Augment, DataConfig, load
+from kd.methods import METHODS
+from kd.testing import gathered
+from teachers import Teacher
+
+NET = {"num_classes": 10, "in_chans": 1, "image_size": 8}
+STEPS, SAMPLES = 10, 16
+
+
+def train(name, data, world=1, rank=0):
+    """The state of a regime after ten steps, and the loss of each."""
+    torch.manual_seed(0)
+    teacher = Teacher(students.create("cifar_resnet8", width=0.5, **NET), image_size=8, channels=1, fold=False)
+    make = partial(students.create, "cifar_resnet8", width=0.25, **NET)
+    regime = METHODS[name].regime(make, teacher, 2)
+    torch.manual_seed(1)
+    regime.bind(data.facts)
+    teacher.model.double()
+    gathered(regime.double()).train()
+    model = nn.parallel.DistributedDataParallel(regime, broadcast_buffers=False) if world > 1 else regime
+    optimizer = torch.optim.SGD(regime.parameters(), lr=0.001, momentum=0.9)
+    found = {}
+    batches = data.batches(0, batch_size=SAMPLES, demands=regime.demands, rank=rank, world=world)
+    for number, views in enumerate(islice(batches, STEPS)):
+        batch = Batch(tuple(v._replace(x=v.x.double()) for v in views), Clock(number, 2 * STEPS, 0, 2))
+        with torch.no_grad():
+            guides = regime.guide(batch)
+        step = model(batch, guides)
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        regime.after_step(batch, step)
+        found[f"loss {number}"] = step.loss.detach()
+    assert len(found) == STEPS
+    return found | regime.state_dict()
+
+
+def digits():
+    return load(DataConfig(train_size=SAMPLES * (STEPS + 1), augment=Augment(crop=1)))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What both processes ended with."""
+    folder = tmp_path_factory.mktemp("two")
+    root = Path(kd.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(folder)]
+    processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_are_one(two, name):
+    first, second = (found[name] for found in two)
+    one = train(name, digits())
+    assert set(first) == set(one)
+    for key, value in one.items():
+        if key.startswith("loss"):
+            mean = (first[key] + second[key]) / 2  # each has the mean of its samples, or the whole
+            torch.testing.assert_close(mean, value, rtol=1e-7, atol=1e-9)
+        else:
+            assert torch.equal(first[key], second[key]), key
+            torch.testing.assert_close(
+                first[key], value, rtol=1e-6, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}"
+            )
+
+
+if __name__ == "__main__":
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    data = digits()
+    torch.save({name: train(name, data, 2, rank) for name in METHODS}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
