@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compress.importance import Weights
 from kd.evaluate import inference
 from students import Resize
+from students.edits import shallow
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -114,7 +115,7 @@ def find(net: nn.Module, x: Tensor) -> list[Group]:
 
 def sliced(net: nn.Module, removal: Removal) -> nn.Module:
     """A copy without the channels; what stays as it is, it shares with `net`."""
-    made = _shallow(net)
+    made = shallow(net)
     for axis, entries in _entries(removal).items():
         axis.shrink.__self__.pruning_dim = axis.dim  # type: ignore[attr-defined]
         layer = _resolve(made, axis.path)
@@ -126,7 +127,7 @@ def sliced(net: nn.Module, removal: Removal) -> nn.Module:
 
 def silenced(net: nn.Module, removal: Removal) -> nn.Module:
     """A copy of the same shapes, in which the layers and norms that make the channels give zero for them."""
-    made = _shallow(net)
+    made = shallow(net)
     for axis, entries in _entries(removal).items():
         layer = _resolve(made, axis.path)
         if isinstance(layer, nn.Parameter):
@@ -232,11 +233,6 @@ def _entries(removal: Removal) -> dict[Axis, list[int]]:
         for axis, entries in group.axes.items():
             gone[axis].update(index for channel in channels for index in entries[channel])
     return {axis: sorted(indices) for axis, indices in gone.items() if indices}
-
-
-def _shallow(net: nn.Module) -> nn.Module:
-    """A copy that shares every tensor."""
-    return copy.deepcopy(net, {id(tensor): tensor for tensor in chain(net.parameters(), net.buffers())})
 
 
 def _resolve(net: nn.Module, path: str) -> Any:

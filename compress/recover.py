@@ -12,6 +12,7 @@ from kd.errors import InputError
 from kd.evaluate import evaluate
 from kd.fit import fit
 from kd.regimes import Offline, Supervised
+from kd.regimes.supervised import student_ports
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class Recover:
                 raise InputError(f"recover.{name}", value, "must be above 0")
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
-        """Raises InputError where the model is a file already."""
+        """Raises InputError where the model is a file already, or model, teacher and data do not go together."""
         if not isinstance(model, nn.Module):
             raise InputError("stages", "recover", "must come before export: a file does not train")
         data, notes = context.data, []
+        student_ports(model, data.facts)
         before = evaluate(model, data.evaluation("val")).top1
         student = copy.deepcopy(model).requires_grad_(True)
         schedule = replace(context.fit, epochs=self.epochs, lr=self.lr or context.fit.lr, warmup_epochs=0)

@@ -16,7 +16,7 @@ from kd.data import Data
 from kd.errors import InputError
 from kd.fit import Fit
 from kd.loss import Objective
-from teachers import Cached, Teacher
+from kd.regimes import Guide
 
 Artefact = nn.Module | OnnxModel
 """What flows through the stages: a `students.Classifier` until `Export` makes it a file that runs without torch."""
@@ -28,7 +28,7 @@ class Context:
 
     Attributes:
         data: calibration reads its training split, decisions its validation split, nothing its test split.
-        teacher: whom recovery learns from; None: from the labels alone.
+        teacher: whom recovery learns from (one, an ensemble, stored answers); None: from the labels alone.
         folder: where the stage may write; it goes on there after a kill.
         fit: how a stage trains, if it does.
         objective: makes a fresh objective for each training.
@@ -39,7 +39,7 @@ class Context:
     """
 
     data: Data
-    teacher: Teacher | Cached | None
+    teacher: Guide | None
     folder: Path
     fit: Fit
     objective: Callable[[], Objective]
@@ -83,3 +83,11 @@ class Stage(Protocol):
     """
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]: ...
+
+
+def check_logits(logits: Tensor, data: Data, model: str) -> None:
+    """Raises InputError for what `model` answered, (N, classes), if it is not finite or about other classes."""
+    if logits.shape[1] != data.facts.classes:
+        raise InputError("model", model, f"knows {logits.shape[1]} classes, the data has {data.facts.classes}")
+    if not logits.isfinite().all():
+        raise InputError("model", model, "gives NaN or infinite logits")

@@ -93,6 +93,7 @@ class Needs:
         before: stage maps are also read as they are before their last activation.
         views: how many views of a sample are looked at.
         strong: the last of them is strongly augmented.
+        classifier: the weight of a linear classifier, (classes, D), is read too, as `extra["classifier"]`.
     """
 
     embedding: bool = False
@@ -102,6 +103,7 @@ class Needs:
     before: bool = False
     views: int = 1
     strong: bool = False
+    classifier: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -112,6 +114,7 @@ class Needs:
             self.before or other.before,
             max(self.views, other.views),
             self.strong or other.strong,
+            self.classifier or other.classifier,
         )
 
 

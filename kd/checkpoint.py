@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from kd.console import say
 from kd.errors import InputError
 
-Tree = Any  # nested dicts (string or int keys), lists, tuples of tensors, numbers, strings, booleans and None
-_TENSOR, _DICT, _TUPLE = "__tensor__", "__items__", "__tuple__"
+Tree = Any  # nested dicts (string or int keys), lists, tuples of tensors, dtypes, numbers, strings, booleans and None
+_TENSOR, _DICT, _TUPLE, _DTYPE = "__tensor__", "__items__", "__tuple__", "__dtype__"
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -62,6 +63,8 @@ def _flatten(tree: Tree, tensors: list[Tensor]) -> Any:
         return {_TUPLE: [_flatten(value, tensors) for value in tree]}
     if isinstance(tree, list):
         return [_flatten(value, tensors) for value in tree]
+    if isinstance(tree, torch.dtype):  # an option of some optimisers
+        return {_DTYPE: str(tree).removeprefix("torch.")}
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
     raise TypeError(f"a checkpoint holds tensors and plain values, not {type(tree).__name__}")
@@ -75,6 +78,8 @@ def _unflatten(skeleton: Any, tensors: list[Tensor]) -> Tree:
     ((kind, content),) = skeleton.items()
     if kind == _TENSOR:
         return tensors[content]
+    if kind == _DTYPE:
+        return getattr(torch, content)
     if kind == _TUPLE:
         return tuple(_unflatten(value, tensors) for value in content)
     return {key: _unflatten(value, tensors) for key, value in content}
@@ -122,7 +127,8 @@ class Checkpoints:
 
     def save(self, step: int, tree: Tree) -> None:
         save_tree(self.folder / f"step-{step:09d}.safetensors", tree)
-        for old in self._files()[:-2]:
+        torn = self.folder.glob(".step-*")  # left by a kill between write and rename
+        for old in (*self._files()[:-2], *torn):
             old.unlink()
 
     def latest(self) -> Tree | None:
@@ -133,6 +139,7 @@ class Checkpoints:
                 return load_tree(path)
             except InputError as error:
                 refusal = error
+                say(f"{error}: the one before it is looked for")
         if refusal is not None:
             raise refusal
         return None

@@ -57,7 +57,7 @@ def _sums(logits: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
     agree = torch.zeros(()) if teacher is None else (teacher.argmax(1).cpu() == answer).sum()
     nll = nn.functional.cross_entropy(logits, y, reduction="sum")
     bins = torch.zeros(3, BINS, dtype=torch.float64)
-    place = (confidence * BINS).long().clamp(max=BINS - 1)
+    place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)  # logits that are not finite show in nll
     bins.index_add_(1, place, torch.stack([torch.ones_like(hit), confidence, hit]))
     return torch.cat([torch.tensor([hit.sum(), agree, nll, len(y)], dtype=torch.float64), bins.flatten()])
 

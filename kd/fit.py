@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from kd.batch import Batch, Clock, Step, View
@@ -19,6 +21,7 @@ from kd.checkpoint import Checkpoints, Tree, atomic_write
 from kd.console import progress, say
 from kd.errors import DivergedError, InputError
 from kd.evaluate import evaluate
+from kd.loss import several
 from kd.processes import on_cpu
 from kd.regimes.regime import Regime
 
@@ -37,18 +40,18 @@ class Fit:
         batch_size: images a process and step; the whole batch is this times the number of processes.
         optimizer: a name of timm's optimiser factory (sgd, adamw, lamb, ...).
         lr, momentum, weight_decay: of the optimiser. Norms and biases are not decayed.
-        scheduler: "cosine", "poly" or "multistep" of timm, or "none" for a constant rate.
+        scheduler: "cosine", "tanh", "poly" or "multistep" of timm, or "none" for a constant rate.
         warmup_epochs: linear warm-up of the learning rate from a hundredth of it.
         milestones: the epochs at which "multistep" multiplies the rate by a tenth.
-        min_lr: where cosine and poly end.
-        precision: "no" (float32), "fp16" with loss scaling, or "bf16" autocast.
-        accumulate: batches whose gradients are added up before an optimiser step.
+        min_lr: where cosine, tanh and poly end.
+        precision: "no" (float32), "fp16" with loss scaling (not on the CPU), or "bf16" autocast.
+        accumulate: batches whose gradients are added up before an optimiser step; an epoch leaves out what is left over.
         clip: largest norm of the gradient; None leaves it alone.
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
         channels_last: memory layout of models and images.
         compile: run the regime through torch.compile.
         select: keep the weights of the "best" epoch on validation, or of the "last".
-        patience: stop after this many epochs without a better one; None never does.
+        patience: stop after this many epochs without a better one, where the best is selected; None never does.
         checkpoint_steps: also write a checkpoint every so many steps within an epoch; None writes one an epoch.
         trackers: names of accelerate's trackers, beside metrics.jsonl.
         seed: of weights drawn in training, dropout and the order of the samples.
@@ -60,7 +63,7 @@ class Fit:
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    scheduler: Literal["cosine", "poly", "multistep", "none"] = "cosine"
+    scheduler: Literal["cosine", "tanh", "poly", "multistep", "none"] = "cosine"
     warmup_epochs: int = 0
     milestones: tuple[int, ...] = ()
     min_lr: float = 0.0
@@ -77,6 +80,9 @@ class Fit:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Fit).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise InputError(f"fit.{name}", getattr(self, name), f"must be one of: {', '.join(get_args(kind))}")
         for name in ("epochs", "batch_size", "accumulate", "patience", "checkpoint_steps", "lr", "clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -88,6 +94,8 @@ class Fit:
             raise InputError("fit.ema", self.ema, "must lie between 0 and 1")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
             raise InputError("fit.warmup_epochs", self.warmup_epochs, f"must be below fit.epochs ({self.epochs})")
+        if self.patience is not None and self.select == "last":
+            raise InputError("fit.patience", self.patience, 'needs fit.select "best": the last epoch is always kept')
         for name in self.trackers:
             if name != "tensorboard":  # comes with us
                 _check_tracker(name)
@@ -113,6 +121,8 @@ def make_accelerator(config: Fit, folder: Path | None = None) -> Accelerator:
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
+    if config.precision == "fp16" and on_cpu():  # accelerate would train in float32 without a word
+        raise InputError("fit.precision", config.precision, "cannot be had on the CPU: use bf16 or no")
     AcceleratorState._reset_state()  # precision is global to accelerate; the process group outlives this
     try:
         return Accelerator(
@@ -126,6 +136,13 @@ def make_accelerator(config: Fit, folder: Path | None = None) -> Accelerator:
         )
     except ValueError as error:
         raise InputError("fit.precision", config.precision, f"cannot be had here: {error}") from error
+
+
+def _check_accelerator(accelerator: Accelerator, config: Fit) -> None:
+    made = {"precision": accelerator.mixed_precision, "accumulate": accelerator.gradient_accumulation_steps}
+    for name, value in made.items():
+        if value != getattr(config, name):
+            raise InputError(f"fit.{name}", getattr(config, name), f"the accelerator was made for {value}")
 
 
 def _check_tracker(name: str) -> None:
@@ -145,11 +162,14 @@ def _optimizer(regime: Regime, config: Fit) -> torch.optim.Optimizer:
         known = ", ".join(map(str, list_optimizers()))
         raise InputError("fit.optimizer", config.optimizer, f"unknown; known: {known}")
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             regime, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
         )
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # the latter where it is of a library or device that is not here
         raise InputError("fit.optimizer", config.optimizer, f"cannot be had with these values: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise InputError("fit.optimizer", config.optimizer, "needs second derivatives, which are not computed here")
+    return optimizer
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, config: Fit, steps: int) -> Any:
@@ -275,10 +295,12 @@ def fit(
         accelerator: None makes one for `config`.
 
     Raises:
-        InputError: a field of `config` that cannot be, or a folder that holds another run.
+        InputError: a field of `config` that cannot be or that the accelerator was not made for, or a folder that holds
+            another run.
         DivergedError: the loss became NaN or infinite; the last good checkpoint is kept.
     """
     accelerator = accelerator or make_accelerator(config, folder)
+    _check_accelerator(accelerator, config)
     torch.manual_seed(config.seed)
     regime.bind(data.facts)
     if regime.demands.hard_labels and data.facts.soft_labels:
@@ -287,7 +309,7 @@ def fit(
     state = run.checkpoints.latest() if run.checkpoints is not None else None
     if state is not None:
         run.restore(state)
-        if run.epoch < config.epochs:
+        if run.epoch < config.epochs and not _stalled(run.history, config):
             say(f"{label}: resumes at epoch {run.epoch + 1} of {config.epochs}")
     with _tracking(run) as track, progress(label, config.epochs * run.steps, run.step) as advance:
         run.tick()
@@ -343,7 +365,8 @@ def _epoch(run: _Run) -> Iterator[None]:
             run.optimizer.zero_grad()
         for name, value in {"loss": step.loss, **step.parts}.items():
             run.sums[name] = run.sums.get(name, 0.0) + value.detach().double() / last
-        if not accelerator.optimizer_step_was_skipped:
+        # between optimiser steps that flag is still about the last of them
+        if not (accelerator.sync_gradients and accelerator.optimizer_step_was_skipped):
             run.regime.after_step(batch, step)
         if not accelerator.sync_gradients:
             continue
@@ -367,11 +390,19 @@ def _place(views: tuple[View, ...], run: _Run) -> tuple[View, ...]:
 
 
 def _check(run: _Run) -> None:
-    """Raise where a loss of this epoch was not finite (then their sum is not); seldom, for it waits for the device."""
-    if not torch.isfinite(run.sums["loss"]):
-        kept = f"; the last good checkpoint is kept in {run.folder}" if run.folder else ""
-        where = f"epoch {run.epoch + 1}, by step {run.step}"
-        raise DivergedError(f"the loss became NaN or infinite in {where}: lower fit.lr or set fit.clip{kept}")
+    """Raise where a loss of this epoch (then their sum) or a weight is not finite; seldom, for it waits for the device.
+
+    Weights go first where a finite loss has an infinite gradient, and no such checkpoint may be written.
+    """
+    weights = torch.nn.utils.get_total_norm(p.detach() for p in run.regime.parameters())
+    if not torch.isfinite(run.sums["loss"] + weights):
+        raise _diverged(run, "the loss")
+
+
+def _diverged(run: _Run, what: str) -> DivergedError:
+    kept = f"; the last good checkpoint is kept in {run.folder}" if run.folder else ""
+    where = f"epoch {run.epoch + 1}, by step {run.step}"
+    return DivergedError(f"{what} became NaN or infinite in {where}: lower fit.lr or set fit.clip{kept}")
 
 
 def _close_epoch(run: _Run) -> dict[str, Any]:
@@ -379,6 +410,7 @@ def _close_epoch(run: _Run) -> dict[str, Any]:
     _check(run)
     history, candidates = run.history, run.shipped.candidates()
     means = run.accelerator.reduce(torch.stack(list(run.sums.values())), "mean").tolist()
+    _agree(candidates.values())
     record: dict[str, Any] = {"epoch": run.epoch, "lr": run.optimizer.param_groups[0]["lr"]}
     record |= dict(zip(run.sums, means, strict=True))
     scores = {name: _validate(candidate, run) for name, candidate in candidates.items()}
@@ -395,10 +427,21 @@ def _close_epoch(run: _Run) -> dict[str, Any]:
     return record
 
 
+def _agree(candidates: Iterable[nn.Module]) -> None:
+    """Of several processes each has its own BatchNorm statistics: those of the first are kept, so all are scored by
+    them."""
+    if several():
+        for buffer in chain.from_iterable(candidate.buffers() for candidate in candidates):
+            dist.broadcast(buffer, 0)
+
+
 def _validate(candidate: nn.Module, run: _Run) -> float:
     accelerator = run.accelerator
     views = run.data.evaluation("val", rank=accelerator.process_index, world=accelerator.num_processes)
-    return evaluate(candidate, (_place((view,), run)[0] for view in views)).top1
+    metrics = evaluate(candidate, (_place((view,), run)[0] for view in views))
+    if not math.isfinite(metrics.nll):
+        raise _diverged(run, "the answers on validation")
+    return metrics.top1
 
 
 @contextmanager

@@ -5,7 +5,14 @@ inputs are computed in float32, float64 in float64. No gradient flows into an ar
 raise ValueError.
 """
 
+from kd.losses.feature.activation_boundary import activation_boundary
+from kd.losses.feature.attention_transfer import attention_transfer
+from kd.losses.feature.factor_transfer import factor_transfer
 from kd.losses.feature.fitnet import hint
+from kd.losses.feature.fsp import fsp
+from kd.losses.feature.nst import nst
+from kd.losses.feature.ofd import ofd, ofd_margin
+from kd.losses.feature.vid import vid
 from kd.losses.relation.rkd import rkd_angle, rkd_distance
 from kd.losses.response.dist import dist
 from kd.losses.response.dkd import dkd
@@ -18,16 +25,24 @@ from kd.regimes.online.dml import dml
 from kd.regimes.self_distillation.ps_kd import ps_kd_target
 
 __all__ = [
+    "activation_boundary",
+    "attention_transfer",
     "dist",
     "dkd",
     "dml",
+    "factor_transfer",
+    "fsp",
     "hint",
     "kd",
     "mlkd",
     "nkd",
+    "nst",
     "ofa",
+    "ofd",
+    "ofd_margin",
     "ps_kd_target",
     "rkd_angle",
     "rkd_distance",
     "standardize",
+    "vid",
 ]

@@ -11,7 +11,23 @@ from dataclasses import dataclass
 from torch import nn
 
 from kd.loss import Loss, Objective, Term
-from kd.losses import CTKD, DIST, DKD, KD, MLKD, NKD, OFA, RKD, CrossEntropy, FitNet, Standardized
+from kd.losses import (
+    AT,
+    CTKD,
+    DIST,
+    DKD,
+    KD,
+    MLKD,
+    NKD,
+    NST,
+    OFA,
+    OFD,
+    RKD,
+    VID,
+    CrossEntropy,
+    FitNet,
+    Standardized,
+)
 from kd.regimes import DML, PSKD, Guide, Offline, Regime, Supervised
 
 Make = Callable[[], nn.Module]
@@ -63,6 +79,10 @@ METHODS: dict[str, Method] = {
     "MLKD": _offline(MLKD, 0.9, hard=0.1),
     "CTKD": _offline(CTKD, 0.9, hard=0.1),
     "FitNet": _offline(FitNet, 100.0),
+    "AT": _offline(AT, 1000.0),
+    "NST": _offline(NST, 50.0),
+    "VID": _offline(VID),
+    "OFD": _offline(OFD, 1e-3),
     "RKD": _offline(RKD),
     "DML": Method(DML, lambda make, teacher, epochs: DML([make(), make()])),
     "PSKD": Method(PSKD, lambda make, teacher, epochs: PSKD(make())),

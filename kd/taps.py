@@ -45,13 +45,25 @@ _taps: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
 
 def read(model: nn.Module, x: Tensor, needs: Needs) -> Outputs:
     """Run `model` on (N, C, H, W) images in [0, 1] and return its logits and what `needs` asks for, with gradients."""
-    if not needs.embedding and not needs.stages:
+    if not needs.embedding and not needs.stages and not needs.classifier:
         return Outputs(model(x))
     tap = _taps.get(model)
     if tap is None:  # a copy of a model whose ports were asked, or one whose never were
         tap = _taps[model] = _choose(model, x[:1])
-    if not needs.before:
-        return tap.outputs(model, x, bool(needs.stages))
+    if needs.before:
+        outputs = _with_inputs(model, x, tap)
+    else:
+        outputs = tap.outputs(model, x, bool(needs.stages))
+    if needs.classifier:
+        layer = tap.classifier(model)
+        if not isinstance(layer, nn.Linear):
+            raise InputError("model", _name(model), "classifies by no linear layer")
+        outputs = outputs._replace(extra={"classifier": layer.weight})
+    return outputs
+
+
+def _with_inputs(model: nn.Module, x: Tensor, tap: Tap) -> Outputs:
+    """Outputs with stage maps as they are before their last activation too."""
     if tap.activations is None:
         tap.activations = _activations(model, tap, x[:1])
     with _inputs(model, tap.activations) as inputs:

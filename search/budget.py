@@ -24,8 +24,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and value <= 0:
-                raise InputError(f"search.budget.{name}", value, "must be above 0")
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"search.budget.{name}", value, "must be a number above 0")
 
     @property
     def limited(self) -> bool:
@@ -49,5 +49,5 @@ class Budget:
 
 
 def _tighter(limit: int | None, share: float | None, whole: int) -> int | None:
-    limits = [value for value in (limit, None if share is None else int(share * whole)) if value is not None]
+    limits = [value for value in (limit, None if share is None else max(1, int(share * whole))) if value is not None]
     return min(limits, default=None)

@@ -54,11 +54,11 @@ class SearchConfig:
                 raise InputError(f"search.{name}", getattr(self, name), "must be above 0")
         for name in ("width", "depth"):
             low, high = getattr(self, name)
-            if not 0 < low <= high:
+            if not 0 < low <= high < float("inf"):
                 raise InputError(
                     f"search.{name}", (low, high), "must be a lowest and a highest factor, above 0, in order"
                 )
-        if self.within < 0:
+        if not self.within >= 0:
             raise InputError("search.within", self.within, "must be 0 or above")
         if self.sampler not in SAMPLERS:
             raise InputError("search.sampler", self.sampler, f"unknown; known: {', '.join(SAMPLERS)}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -71,17 +73,16 @@ class Replace:
         place = next(old.parameters(), torch.empty(0))
         try:
             row = [LAYERS[layer["type"]](**{k: v for k, v in layer.items() if k != "type"}) for layer in self.layers]
-        except (KeyError, TypeError, ValueError) as error:
+            net.set_submodule(self.module, nn.Sequential(*row).to(place.device, place.dtype).train(old.training))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _refusal(self, f"a layer cannot be made ({error!r})") from error
-        new = nn.Sequential(*row).to(place.device, place.dtype).train(old.training)
-        net.set_submodule(self.module, new)
 
 
 Edit = Resize | Replace
 
 
 def edit(model: Classifier, edits: Sequence[Edit], weights: Mapping[str, Tensor] | None = None) -> None:
-    """Apply edits in place and note them in the blueprint of `model`.
+    """Give `model` an edited net in the place of its own, and note the edits in its blueprint: all of them, or none.
 
     Args:
         weights: by their names in `model.net.state_dict()` after the edits, values of whatever entries have new ones.
@@ -89,16 +90,22 @@ def edit(model: Classifier, edits: Sequence[Edit], weights: Mapping[str, Tensor]
 
     Raises InputError for an edit that does not fit the net, or weights that do not fit the edits.
     """
+    net = shallow(model.net)
     for each in edits:
-        each.apply(model.net)
-    model.blueprint = replace(model.blueprint, edits=(*model.blueprint.edits, *edits))
+        each.apply(net)
     if weights is not None:
-        state = model.net.state_dict()
+        state = net.state_dict()
         for name, value in weights.items():
             if name not in state or state[name].shape != value.shape:
                 found = tuple(state[name].shape) if name in state else "no such entry"
                 raise InputError("weights", f"{name} {tuple(value.shape)}", f"the edited net has {found}")
-        fill(model.net, weights)
+        fill(net, weights)
+    model.net, model.blueprint = net, replace(model.blueprint, edits=(*model.blueprint.edits, *edits))
+
+
+def shallow(net: nn.Module) -> nn.Module:
+    """A copy that shares every tensor."""
+    return copy.deepcopy(net, {id(tensor): tensor for tensor in chain(net.parameters(), net.buffers())})
 
 
 def fill(net: nn.Module, values: Mapping[str, Tensor]) -> None:

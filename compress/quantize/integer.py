@@ -36,31 +36,36 @@ def quantized(
         calibrate: how: a key of RANGES.
 
     Raises:
-        InputError: it is quantised already.
+        InputError: it is quantised already, or (field `quantize.mode`) onnxruntime cannot quantise such a graph.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    graph = onnx.load(model.path)
-    if any("QuantizeLinear" in node.op_type for node in graph.graph.node):
+    graph = onnx.load(model.path).graph
+    if any("QuantizeLinear" in node.op_type for node in graph.node):
         raise InputError("stages", "Quantize", f"{model.path.name} is quantised already")
     common = {"per_channel": per_channel, "reduce_range": reduce_range, "weight_type": QuantType.QInt8}
     with TemporaryDirectory() as folder, _quiet():
         prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "result.onnx"
-        quant_pre_process(graph, prepared)
-        if mode == "dynamic":
-            quantize_dynamic(prepared, result, **common)
-        else:
-            quantize_static(
-                prepared,
-                result,
-                _Reader(model, images),
-                activation_type=QuantType.QUInt8,
-                calibrate_method=CalibrationMethod[RANGES[calibrate]],
-                extra_options={"CalibTensorRangeSymmetric": False},  # percentile's default wastes a bit after a ReLU
-                **common,
-            )
+        try:
+            quant_pre_process(model.path, prepared, skip_symbolic_shape=True)  # it fails on some nets, and adds nothing
+            if mode == "dynamic":
+                quantize_dynamic(prepared, result, **common)
+            else:
+                quantize_static(
+                    prepared,
+                    result,
+                    _Reader(model, images),
+                    activation_type=QuantType.QUInt8,
+                    calibrate_method=CalibrationMethod[RANGES[calibrate]],
+                    # these run in float anyhow, and copies of biases that they share may get a name that is taken
+                    nodes_to_exclude=[node.name for node in graph.node if node.op_type == "InstanceNormalization"],
+                    extra_options={"CalibTensorRangeSymmetric": False},  # the default wastes a bit after a ReLU
+                    **common,
+                )
+        except Exception as error:  # onnxruntime raises anything on operators that it does not quantise
+            raise InputError("quantize.mode", mode, f"onnxruntime cannot quantise this net so ({error})") from error
         return write(onnx.load(result), path)
 
 

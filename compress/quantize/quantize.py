@@ -12,7 +12,7 @@ from compress.export import Export
 from compress.latency import latency
 from compress.onnx_model import OnnxModel
 from compress.quantize.integer import RANGES, integer_convolutions, quantized, saturates, x86
-from compress.stage import Artefact, Context, Report
+from compress.stage import Artefact, Context, Report, check_logits
 from kd.errors import InputError
 from kd.evaluate import evaluate
 
@@ -54,23 +54,27 @@ class Quantize:
             raise InputError("quantize.within", self.within, "must be 0 or above")
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
-        """Raises InputError where the model does not fit the images, answers NaN or is quantised already."""
-        images = context.images()
+        """Raises InputError where the model does not fit the data, answers NaN or is quantised already."""
+        images, notes = context.images(), []
         reduced = saturates() if self.reduce_range is None else self.reduce_range
         with TemporaryDirectory() as folder:
             work = Path(folder)
             exported = model if isinstance(model, OnnxModel) else Export().write(model, context.data, work / ONNX)
-            if not exported(images).isfinite().all():
-                raise InputError("model", exported.path.name, "gives NaN or infinite logits on calibration images")
+            check_logits(exported(images), context.data, exported.path.name)
             files = {"float": exported}
             for mode in ("static", "dynamic") if self.mode == "auto" else (self.mode,):
                 path = work / f"{mode}.onnx"
-                files[mode] = quantized(exported, mode, images, path, self.per_channel, reduced, self.calibrate)
+                try:
+                    files[mode] = quantized(exported, mode, images, path, self.per_channel, reduced, self.calibrate)
+                except InputError as error:
+                    if self.mode != "auto" or error.field != "quantize.mode":
+                        raise
+                    notes.append(f"no {mode} int8 file: {error.allowed}")
             scores = _measured(files, context)
             chosen = _best(scores, self.within) if self.mode == "auto" else self.mode
             save_artefact(files[chosen], context.folder)
         details = {"chosen": chosen, "reduce_range": reduced, "calibration": len(images), "candidates": scores}
-        report = Report("quantize", _notes(scores, chosen, self.within, reduced), details)
+        report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, reduced)), details)
         return OnnxModel(context.folder / ONNX), report
 
 

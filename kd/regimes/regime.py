@@ -34,7 +34,7 @@ class Regime(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} trains nothing: override forward")
 
     def after_step(self, batch: Batch, step: Step) -> None:
-        """Write banks and move momentum peers, after an optimiser step that was not skipped."""
+        """Write banks and move momentum peers, after each batch but one whose optimiser step AMP skipped."""
 
     def candidates(self) -> dict[str, nn.Module]:
         """The models that could be shipped, by name; `fit` scores each on validation."""

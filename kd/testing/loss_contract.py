@@ -18,12 +18,21 @@ from kd.testing.tiny import tiny_batch, tiny_facts
 
 
 def _pack(tensors: Sequence[Tensor], views: int) -> Outputs:
-    """From a row of logits, embedding, stage maps and as many maps before their activation, for each view."""
+    """From a row of logits, embedding, classifier, stage maps and as many before their activation, for each view."""
     size = len(tensors) // views
     first, *others = [tensors[start : start + size] for start in range(0, len(tensors), size)]
-    half = 1 + size // 2
-    outputs = Outputs(first[0], first[1], tuple(first[2:half]), before=tuple(first[half:]))
+    (logits, embedding, classifier), maps = first[:3], tuple(first[3:])
+    half = len(maps) // 2
+    outputs = Outputs(logits, embedding, maps[:half], {"classifier": classifier}, maps[half:])
     return outputs._replace(others=tuple(_pack(other, 1) for other in others))
+
+
+def _shapes(ports: Ports, samples: int) -> list[tuple[int, ...]]:
+    """Of the tensors that `_pack` takes."""
+    each = [(ports.classes,), (ports.embedding,), (), *ports.stages, *ports.stages]
+    shapes = [(samples, *shape) for shape in each]
+    shapes[2] = (ports.classes, ports.stages[-1][0])
+    return shapes
 
 
 def _ports(ports: Ports) -> Ports:
@@ -93,8 +102,7 @@ class LossContract:
             torch.manual_seed(seed)
             objective.bind(_ports(both[0]), _ports(both[1]), facts)
             views = objective.needs.views
-            shapes = [views * [(p.classes,), (p.embedding,), *p.stages, *p.stages] for p in both]
-            tensors = [[torch.randn(self.samples, *shape, dtype=dtype) for shape in side] for side in shapes]
+            tensors = [[torch.randn(shape, dtype=dtype) for shape in views * _shapes(p, self.samples)] for p in both]
         half = dtype in (torch.float16, torch.bfloat16)
         objective.to(torch.float32 if half else dtype)
         return _Case(objective, tensors[0], tensors[1], tiny_batch(facts, self.samples, views))
@@ -157,8 +165,9 @@ class LossContract:
             pytest.skip("declared to depend on the order of the samples")
         case = self._case()
         value, order = case.loss().item(), torch.arange(self.samples).roll(2)
-        case.student = [x[order] for x in case.student]
-        case.teacher = [x[order] for x in case.teacher]
+        case.student, case.teacher = (
+            [x[order] if len(x) == self.samples else x for x in side] for side in (case.student, case.teacher)
+        )
         views = tuple(View(v.x[order], v.y[order], v.index[order], v.draw) for v in case.batch.views)
         case.batch = case.batch._replace(views=views)
         assert case.loss().item() == pytest.approx(value, rel=1e-9)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from students.cifar.net import CifarNet, norm_conv
@@ -30,12 +29,13 @@ class ShuffleUnitV1(nn.Module):
         self.conv2 = nn.Sequential(*norm_conv(middle, middle, 3, stride, groups=middle))
         self.conv3 = nn.Sequential(*norm_conv(middle, branch, 1, groups=groups))
         self.pool = nn.AvgPool2d(3, 2, 1) if self.reduces else nn.Identity()
+        self.relu = nn.ReLU()  # a module, so that maps can be tapped before it
 
     def forward(self, x: Tensor) -> Tensor:
-        y = shuffle(F.relu(self.conv1(x)), self.groups)
-        y = self.conv3(self.conv2(y))
+        y = shuffle(self.relu(self.conv1(x)), self.groups)
+        y = self.conv3(self.relu(self.conv2(y)))  # the paper has no ReLU here; the nets of the tables have one
         x = self.pool(x)
-        return F.relu(torch.cat([y, x], 1) if self.reduces else y + x)
+        return self.relu(torch.cat([y, x], 1) if self.reduces else y + x)
 
 
 class ShuffleUnitV2(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import students
-from compress import Cost, measure
+from compress import Cost, LowRank, Prune, measure
 from compress.cost import macs
 from compress.export import convert
 from compress.onnx_model import write
@@ -47,6 +47,28 @@ def test_macs_on_the_meta_device_and_without_a_trace():
     assert model.training
     assert model.norm.training
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        students.Blueprint("cifar_resnet20", 10, 1, 8, width=0.5, depth=0.67),
+        students.Blueprint("mobilenetv2_050", 10, image_size=32, depth=0.34),
+        students.Blueprint("vit_tiny_patch16_224", 10, image_size=32, width=0.5, depth=0.25),
+        students.Blueprint("tv_mnasnet0_5", 10, image_size=32),
+    ],
+    ids=lambda plan: plan.name,
+)
+def test_a_blueprint_on_meta_costs_what_the_built_model_costs(plan):
+    shape = (plan.in_chans, plan.image_size, plan.image_size)
+    sketch, built = plan.build("meta"), plan.build()
+    assert macs(sketch, shape) == measure(built, shape).macs > 0
+    assert sum(parameter.numel() for parameter in sketch.parameters()) == measure(built, shape).params
+
+
+def test_a_pruned_and_factorised_blueprint_on_meta_costs_what_the_model_costs(trained, context):
+    small, _ = LowRank(0.8)(Prune(0.7)(trained, context())[0], context())
+    assert macs(small.blueprint.build("meta"), (1, 8, 8)) == macs(small, (1, 8, 8)) < 0.7 * macs(trained, (1, 8, 8))
 
 
 def test_attention_is_counted_in_every_guise():

@@ -103,6 +103,7 @@ class Empty(Stubborn):
         (Unknown(), r"export: Unknown: has no ONNX form: .*bessel_j0"),
         (Treacherous(), r"export: Treacherous: answers otherwise in ONNX: \d.*of the logits' scale"),
         (Empty(), r"model: Empty: gives NaN or infinite logits"),
+        (nn.Flatten(), r"model: Flatten: knows 64 classes, the data has 10"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_nothing_written(context, tmp_path, model, message):

@@ -16,7 +16,7 @@ from kd.evaluate import evaluate
 from kd.fit import Fit
 from kd.loss import Objective, Term
 from kd.losses import KD
-from teachers import Teacher
+from teachers import Ensemble, Teacher
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +192,28 @@ def test_a_file_does_not_train(exported, settings):
     with pytest.raises(InputError, match="must come before export") as refused:
         Recover()(exported, settings())
     assert refused.value.field == "stages"
+
+
+def other(**changes: int) -> students.Classifier:
+    return students.create("cifar_resnet8", **({"num_classes": 10, "in_chans": 1, "image_size": 8} | changes))
+
+
+@pytest.mark.parametrize(
+    ("model", "teacher", "words"),
+    [
+        (other(num_classes=5), other(num_classes=5), "student: 5 classes: the data has 10"),
+        (other(num_classes=12), None, "student: 12 classes: the data has 10"),
+        (other(in_chans=3), None, r"data\.image_size: 1x8x8: .* cannot take it"),
+        (other(), other(num_classes=5), r"teacher\.source: 5 classes: the student has 10"),
+        (other(), other(in_chans=3), r"data\.image_size: 1x8x8: .* cannot take it"),
+    ],
+)
+def test_model_teacher_and_data_that_do_not_go_together_are_refused(model, teacher, words, settings):
+    with pytest.raises(InputError, match=words):
+        Recover(epochs=1)(model, settings(teacher=teacher and Teacher(teacher)))
+
+
+def test_an_ensemble_mends_too(damaged, settings, trained, few):
+    before = top1(damaged, few)
+    mended, _ = Recover(epochs=3)(damaged, settings(teacher=Ensemble([Teacher(trained), Teacher(trained)])))
+    assert top1(mended, few) > before + 10

@@ -13,6 +13,7 @@ LOGITS = {"student": (5, 4), "teacher": (5, 4)}
 VIEWS = {"student_weak": (5, 4), "student_strong": (5, 4), "teacher_weak": (5, 4), "teacher_strong": (5, 4)}
 EMBEDDINGS = {"student": (5, 3), "teacher": (5, 7)}
 MAPS = {"student": (5, 3, 2, 2), "teacher": (5, 3, 2, 2)}
+UNEQUAL = {"student": (5, 3, 4, 4), "teacher": (5, 6, 2, 2)}
 LABELS = {"target": (5,)}
 
 # name: tensor arguments with shapes that fit, and the other arguments with their defaults
@@ -24,12 +25,20 @@ CONTRACT = {
     "ofa": (LOGITS | LABELS, {"eps": 1.0, "temperature": 1.0}),
     "mlkd": (VIEWS, {"temperatures": (2, 3, 4, 5, 6)}),
     "hint": (MAPS, {}),
+    "attention_transfer": (UNEQUAL, {}),
+    "nst": (UNEQUAL, {}),
+    "factor_transfer": (MAPS, {}),
+    "activation_boundary": (MAPS, {"margin": 1.0}),
+    "ofd": (MAPS | {"margin": (3,)}, {}),
+    "vid": ({"student_mean": (5, 3, 2, 2), "teacher": (5, 3, 2, 2), "log_scale": (3,)}, {}),
     "rkd_distance": (EMBEDDINGS, {}),
     "rkd_angle": (EMBEDDINGS, {}),
 }
 # these compare no student with a teacher
 OTHERS = {
     "standardize": {"logits": ..., "eps": 1e-7},
+    "fsp": {"student_pair": ..., "teacher_pair": ...},
+    "ofd_margin": {"bn_weight": ..., "bn_bias": ...},
     "dml": {"logits": ..., "temperature": 1.0},
     "ps_kd_target": {"target": ..., "past_probs": ..., "alpha": ...},
 }
@@ -48,6 +57,11 @@ WRONG = [
     *((name, [(5, 3), (4, 3)]) for name in ("rkd_distance", "rkd_angle")),
     *((name, [(5, 3, 1), (5, 3, 1)]) for name in ("rkd_distance", "rkd_angle")),
     ("standardize", [(5,)]),
+    *((name, [(5, 3, 2, 2), (4, 3, 2, 2)]) for name in ("attention_transfer", "nst", "factor_transfer")),
+    *((name, [(5, 3, 2, 2), (5, 4, 2, 2)]) for name in ("factor_transfer", "activation_boundary")),
+    *((name, [(5, 3), (5, 3)]) for name in ("attention_transfer", "nst", "factor_transfer", "activation_boundary")),
+    ("ofd", [(5, 3, 2, 2), (5, 4, 2, 2), (3,)]),
+    ("vid", [(5, 3, 2, 2), (5, 4, 2, 2), (3,)]),
 ]
 
 

@@ -66,7 +66,13 @@ def test_of_a_limit_and_a_share_the_tighter_counts() -> None:
     assert budget.absolute(params=10, macs=1000) == Budget(params=5, macs=50)
 
 
+def test_a_share_of_next_to_nothing_is_a_limit_that_none_keeps() -> None:
+    budget = Budget(macs_share=1e-9).absolute(params=10, macs=1000)
+    assert not budget.keeps(10, 2)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 @pytest.mark.parametrize("field", ["params", "macs", "params_share", "macs_share"])
-def test_a_limit_of_nothing_is_refused(field: str) -> None:
-    with pytest.raises(InputError, match=rf"search\.budget\.{field}: 0: must be above 0"):
-        Budget(**{field: 0})
+def test_a_limit_of_nothing_is_refused(field: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"search\.budget\.{field}: {value}: must be a number above 0"):
+        Budget(**{field: value})

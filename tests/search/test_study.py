@@ -244,6 +244,8 @@ def test_another_config_data_or_teacher_in_the_folder_are_refused(
         ("trials", {"trials": 0}),
         ("startup", {"startup": -1}),
         ("within", {"within": -0.1}),
+        ("within", {"within": float("nan")}),
+        ("width", {"width": (0.5, float("inf"))}),
         ("sampler", {"sampler": "oracle"}),
         ("width", {"width": (1.0, 0.5)}),
         ("depth", {"depth": (0.0, 0.5)}),

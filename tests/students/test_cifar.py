@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import students
 from students import Blueprint
 from students.cifar import ZOO
-from students.cifar.shufflenet import shuffle
+from students.cifar.shufflenet import ShuffleUnitV1, shuffle
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 TEACHER, TEST_SET = SHARED / "teachers/cifar10_resnet56.safetensors", SHARED / "data/cifar10/test.parquet"
@@ -135,6 +136,22 @@ def test_option_a_pads_with_zero_channels_and_takes_every_second_pixel(stage: st
 def test_the_shuffles_mix_the_groups() -> None:
     x = torch.arange(6.0).view(1, 6, 1, 1)
     assert shuffle(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "stride", "first"), [(6, 30, 2, 1), (24, 24, 1, 3)])
+def test_a_shufflenetv1_unit_is_that_of_the_published_tables(
+    inputs: int, outputs: int, stride: int, first: int
+) -> None:
+    torch.manual_seed(0)
+    unit, x = ShuffleUnitV1(inputs, outputs, stride, first, 3).eval(), torch.randn(2, inputs, 8, 8)
+    convs = [module.weight for module in unit.modules() if isinstance(module, nn.Conv2d)]
+    middle = len(convs[1])
+    y = F.conv2d(x, convs[0], groups=first).div((1 + 1e-5) ** 0.5).relu()  # norms as they begin
+    y = torch.stack([y[:, channel * (middle // first) % middle + channel // first] for channel in range(middle)], 1)
+    y = F.conv2d(y, convs[1], stride=stride, padding=1, groups=middle).div((1 + 1e-5) ** 0.5).relu()
+    y = F.conv2d(y, convs[2], groups=3).div((1 + 1e-5) ** 0.5)
+    expected = torch.cat([y, F.avg_pool2d(x, 3, 2, 1)], 1) if stride == 2 else y + x
+    torch.testing.assert_close(unit(x), expected.relu())
 
 
 @pytest.mark.skipif(not all(map(Path.is_file, (TEACHER, TEST_SET))), reason="no shared teacher and CIFAR-10 here")

@@ -148,14 +148,35 @@ def test_the_given_weights_are_copied() -> None:
         (Replace("conv9", []), "no such module"),
         (Replace("conv1", [{"type": "os.system", "command": "ls"}]), "cannot be made"),
         (Replace("conv1", [{"type": "Conv2d", "colour": 3}]), "cannot be made"),
+        (Replace("conv1", [{"type": "Linear", "in_features": -1, "out_features": 3}]), "cannot be made"),
+        (Replace("", [{"type": "Identity"}]), "cannot be made"),
     ],
 )
-def test_refuses_edits_that_do_not_fit(edit: Any, message: str) -> None:
+def test_refuses_edits_that_do_not_fit_and_leaves_the_model_as_it_was(edit: Any, message: str) -> None:
+    made = model()
     with pytest.raises(InputError, match=message):
-        students.edit(model(), [edit])
+        students.edit(made, [*NARROW, edit])
+    assert_untouched(made)
 
 
 @pytest.mark.parametrize(("key", "shape"), [("conv1.weight", (16, 3, 5, 5)), ("conv9.weight", (1,))])
-def test_refuses_weights_that_do_not_fit(key: str, shape: tuple[int, ...]) -> None:
+def test_refuses_weights_that_do_not_fit_and_leaves_the_model_as_it_was(key: str, shape: tuple[int, ...]) -> None:
+    made = model()
     with pytest.raises(InputError, match=key):
-        students.edit(model(), [], {key: torch.zeros(shape)})
+        students.edit(made, NARROW, {"bn1.weight": torch.zeros(16), key: torch.zeros(shape)})
+    assert_untouched(made)
+
+
+def assert_untouched(made: students.Classifier) -> None:
+    expected = model()
+    assert made.blueprint == expected.blueprint
+    assert repr(made) == repr(expected)
+    for (name, value), (_, other) in zip(made.state_dict().items(), expected.state_dict().items(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_a_resize_that_fails_halfway_leaves_the_model_as_it_was() -> None:
+    made = model()
+    with pytest.raises(InputError, match="no parameter or buffer bias"):
+        students.edit(made, [Resize("conv1", {"in_channels": 5}, {"weight": [16, 5, 3, 3], "bias": [16]})])
+    assert_untouched(made)

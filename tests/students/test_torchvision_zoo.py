@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.models import get_model_weights
 
 import students
 
@@ -26,3 +27,10 @@ def test_trains_with_any_classes_and_channels(name: str) -> None:
     logits = model(torch.rand(2, 2, 32, 32))
     assert logits.shape == (2, 6)
     logits.sum().backward()
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_has_the_published_number_of_parameters(name: str) -> None:
+    model = students.Blueprint(name, num_classes=1000, image_size=64).build("meta")
+    published = get_model_weights(name.removeprefix("tv_")).DEFAULT.meta["num_params"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == published

@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd.batch import Facts, Needs, View
 from kd.errors import InputError
+from students import Blueprint
 from teachers import Ensemble, Teacher
 
 
@@ -110,6 +111,40 @@ def test_an_ensemble_answers_with_the_mean_logits_and_all_embeddings() -> None:
     ports = ensemble.ports(facts())
     assert (ports.classes, ports.embedding, ports.stages) == (5, 32, ())
     assert ensemble.identity() != Ensemble([second, second]).identity()
+
+
+def test_runs_channels_last_folded_and_without_a_graph() -> None:
+    seen: list[Tensor] = []
+    teacher = Teacher(net())
+    teacher.predict(view().x)
+    swift = teacher._network(view().x)
+    assert not any(isinstance(module, _BatchNorm) for module in swift.modules())
+    convs = [module for module in swift.modules() if isinstance(module, nn.Conv2d)]
+    assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convs)
+    for conv in convs:
+        conv.register_forward_hook(lambda module, inputs, output: seen.extend([*inputs, output]))
+    teacher(view(), Needs(embedding=True, stages=(-1,)))
+    assert len(seen) >= 2 * len(convs) > 10
+    assert all(x.is_contiguous(memory_format=torch.channels_last) and x.grad_fn is None for x in seen)
+
+
+def test_each_of_an_ensemble_works_folded_at_its_own_resolution_with_its_own_normalisation() -> None:
+    plans = [
+        Blueprint("cifar_resnet8", 5, image_size=16, normalize=((0.2,), (0.5,))),
+        Blueprint("cifar_wrn_16_1", 5, image_size=32, normalize=((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
+    ]
+    models = [plan.build().eval() for plan in plans]
+    ensemble = Ensemble([Teacher(model, image_size=model.blueprint.image_size, channels=3) for model in models])
+    x = view(channels=1, size=24).x
+    expected = torch.zeros(4, 5)
+    for model in models:
+        side = model.blueprint.image_size
+        resized = F.interpolate(x.repeat(1, 3, 1, 1), (side, side), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            expected += model.net(model.normalize(resized)) / 2
+    torch.testing.assert_close(ensemble.predict(x), expected, rtol=1e-4, atol=1e-5)
+    for teacher, left in zip(ensemble.teachers, (0, 7), strict=True):  # a wide ResNet's shortcuts pass by 7 norms
+        assert sum(isinstance(module, _BatchNorm) for module in teacher._network(x).modules()) == left
 
 
 def test_an_ensemble_of_nobody_or_of_other_classes_is_refused() -> None:

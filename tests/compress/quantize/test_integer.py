@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 import students
 from compress.export import convert
@@ -50,6 +51,51 @@ def test_residual_additions_are_fused_too(exported, digits, tmp_path):
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert kinds["QLinearAdd"] == 3
     assert kinds["Add"] == 0
+
+
+def test_group_norms_stay_in_float(digits, tmp_path):
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(288, 10)).eval()
+    images = next(digits.evaluation("val", 8)).x
+    exported = write(convert(net, images, 18), tmp_path / "float.onnx")
+    small = quantized(exported, "static", images, tmp_path / "int8.onnx")
+    nodes = onnx.load(small.path).graph.node
+    makers = {output: node.op_type for node in nodes for output in node.output}
+    (norm,) = (node for node in nodes if node.op_type == "InstanceNormalization")
+    assert not {makers.get(name) for name in norm.input[1:]} & {"DequantizeLinear"}
+    assert "DequantizeLinear" in makers.values()
+
+
+def test_a_net_on_which_onnxruntimes_symbolic_shapes_fail_is_quantised(digits, tmp_path):
+    class Unit(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.normalize(x, dim=-1)
+
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), Unit(), nn.Flatten(), nn.Linear(288, 10)).eval()
+    images = next(digits.evaluation("val", 8)).x
+    exported = write(convert(net, images, 18), tmp_path / "float.onnx")
+    for mode in ("static", "dynamic"):
+        small = quantized(exported, mode, images, tmp_path / "int8.onnx")
+        assert (small(images) - exported(images)).norm() < 0.1 * exported(images).norm()
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_int8_files_take_any_batch_and_answer_for_each_image_alone(exported, digits, tmp_path, mode):
+    images = next(digits.evaluation("val", 33)).x
+    small = quantized(exported, mode, images, tmp_path / "int8.onnx")
+    whole = small(images)
+    for size in (1, 2, 7):
+        assert small(images[:size]).shape == (size, 10)
+    if mode == "static":  # dynamic ranges are those of the batch
+        torch.testing.assert_close(torch.cat([small(image[None]) for image in images]), whole)
+
+
+def test_what_onnxruntime_cannot_quantise_is_told(exported, digits, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("not supported yet")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", fail)
+    with pytest.raises(InputError, match=r"quantize\.mode: static: onnxruntime cannot .*not supported yet"):
+        quantized(exported, "static", next(digits.evaluation("val", 8)).x, tmp_path / "int8.onnx")
 
 
 @pytest.mark.parametrize(("reduce_range", "limit"), [(False, 127), (True, 64)])

@@ -45,6 +45,24 @@ def test_auto_reports_all_and_spares_the_slow_one(trained, context):
     assert small.macs > 0
 
 
+def test_auto_goes_on_without_a_form_that_cannot_be_had_but_a_wish_for_it_is_refused(
+    exported, context, tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise ValueError("not supported yet")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", fail)
+    small, report = Quantize(within=100)(exported, context())
+    assert set(report.details["candidates"]) == {"float", "dynamic"}
+    assert report.notes[0].startswith("no static int8 file: onnxruntime cannot")
+    assert small.path.exists()
+    with pytest.raises(InputError, match=r"quantize\.mode: static: .*not supported yet"):
+        Quantize("static")(exported, context(folder=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match="quantised already"):
+        Quantize()(small, context(folder=tmp_path / "other"))
+
+
 def test_calibration_sees_training_images_only(exported, context, digits, monkeypatch):
     class Closed:
         labels = digits.test.labels
@@ -125,11 +143,14 @@ def test_what_cannot_be_quantised_is_refused_and_nothing_written(exported, conte
 
     class Sick(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mean((2, 3)) / 0
+            return x.mean((2, 3)).repeat(1, 10) / 0
 
     sick = write(convert(Sick(), torch.rand(2, 1, 8, 8), 18), tmp_path / "sick.onnx")
-    with pytest.raises(InputError, match=r"sick.onnx: gives NaN or infinite logits on calibration images"):
+    with pytest.raises(InputError, match=r"sick.onnx: gives NaN or infinite logits"):
         Quantize()(sick, context(folder=folder))
+    few = write(convert(torch.nn.Flatten(), torch.rand(2, 1, 8, 8), 18), tmp_path / "few.onnx")
+    with pytest.raises(InputError, match=r"few.onnx: knows 64 classes, the data has 10"):
+        Quantize()(few, context(folder=folder))
     wide = write(convert(torch.nn.Conv2d(3, 10, 8).eval(), torch.rand(2, 3, 8, 8), 18), tmp_path / "wide.onnx")
     with pytest.raises(InputError, match=r"images: \(1, 8, 8\): wide.onnx takes \(3, 8, 8\)"):
         Quantize()(wide, context(folder=folder))

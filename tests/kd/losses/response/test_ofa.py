@@ -108,15 +108,25 @@ def test_exits_are_four_at_equal_distances(count, expected):
     assert list(bound(None, Ports(4, 6, ((6, 2, 2),) * count)).stages) == expected
 
 
+def layers_of(head, kind):
+    return [layer for layer in head if isinstance(layer, kind)]
+
+
 def test_exits_come_down_to_the_last_stage_as_stages_do():
     sizes = ((4, 16, 16), (8, 8, 8), (16, 4, 4), (32, 2, 2))
     loss = bound((0, 1, 2, 3), Ports(4, 32, sizes), teacher_width=64)
-    for head, size, halvings in zip(loss.exits, sizes, (3, 2, 1, 0), strict=True):
-        convolutions = [layer for layer in head if isinstance(layer, nn.Conv2d)]
-        assert len(convolutions) == 4 * halvings
-        features = head[: 8 * halvings](torch.randn(2, *size))
-        assert features.shape[1:] == ((64, 2, 2) if halvings else size)
+    widths = [[8, 16, 64], [16, 64], [64], []]  # doubled, and in the end that of the wider embedding
+    for head, size, expected in zip(loss.exits, sizes, widths, strict=True):
+        assert [norm.num_features for norm in layers_of(head, nn.BatchNorm2d)][1::2] == expected
+        features = head[: 8 * len(expected)](torch.randn(2, *size))
+        assert features.shape[1:] == (expected[-1] if expected else size[0], 2, 2)
         assert head(torch.randn(2, *size)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(("height", "halvings"), [(1, 1), (3, 1), (5, 1), (6, 1), (7, 2), (12, 2)])
+def test_exits_before_the_last_halve_once_at_least_and_no_map_stays_larger(height, halvings):
+    loss = bound((0,), Ports(4, 5, ((3, height, 3), (5, 3, 3))))
+    assert len(layers_of(loss.exits[0], nn.BatchNorm2d)) == 2 * halvings
 
 
 @pytest.mark.parametrize("size", [(7, 7), (5, 9), (1, 1), (2, 8)])
