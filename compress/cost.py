@@ -58,7 +58,8 @@ def measure(model: nn.Module | OnnxModel, image_shape: tuple[int, int, int]) -> 
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates of one (C, H, W) image through `model` in evaluation mode, also on the meta device."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with inference(model), _countable_attention(), FlopCounterMode(display=False) as counter:
+    # with gradients: without, the counter's hooks fail on a parameter that is handed to a module (timm's class tokens)
+    with inference(model), torch.enable_grad(), _countable_attention(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *image_shape, device=device))
     return counter.get_total_flops() // 2
 

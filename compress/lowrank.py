@@ -48,7 +48,7 @@ class LowRank:
             raise InputError("lowrank.min_rank", self.min_rank, "must be 1 or more")
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
-        """Raises InputError for a model that is a file already, or whose logits are not finite."""
+        """Raises InputError for a model that is a file, does not take the images, or whose logits are not finite."""
         if not isinstance(model, students.Classifier):
             raise InputError("stages", "lowrank", "must come before export: a file has no layers to factorise")
         images = context.images().to(model.mean.device)
@@ -142,7 +142,7 @@ class Layer:
 def look(model: students.Classifier, images: Tensor, whiten: bool) -> list[Layer]:
     """The layers of `model` that can be factorised, after it has seen the (N, C, H, W) images.
 
-    Raises InputError where its logits are not finite.
+    Raises InputError where it does not take the images, or its logits are not finite.
     """
     layers = [Layer(path, module) for path, module in _candidates(model, images[:1])]
     for layer in layers:
@@ -166,8 +166,12 @@ def look(model: students.Classifier, images: Tensor, whiten: bool) -> list[Layer
 def _candidates(model: students.Classifier, x: Tensor) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
     """The layers for which a row of layers may stand: nothing in the net looks into them."""
     made = copy.deepcopy(model)
-    with inference(model):
-        expected = model(x)
+    try:
+        with inference(model):
+            expected = model(x)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        shape = tuple(x.shape[1:])
+        raise InputError("model", model.blueprint.name, f"cannot take images of {shape} ({error})") from error
 
     def stand_in(paths: Sequence[str]) -> bool:
         for path in paths:

@@ -48,6 +48,10 @@ def check(config: TeacherConfig, data: Data) -> None:
             )
         _plan(config, data).build("meta")
     else:
+        if config.image_size is not None and Path(config.source).is_dir():
+            raise InputError(
+                "teacher.image_size", config.image_size, "is not for a folder: its blueprint tells the size"
+            )
         _load(config, data)
 
 

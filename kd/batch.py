@@ -94,6 +94,7 @@ class Needs:
         views: how many views of a sample are looked at.
         strong: the last of them is strongly augmented.
         classifier: the weight of a linear classifier, (classes, D), is read too, as `extra["classifier"]`.
+        final: the map whose average over space is the embedding is read too, as `extra["final"]`, (N, D, H, W).
     """
 
     embedding: bool = False
@@ -104,6 +105,7 @@ class Needs:
     views: int = 1
     strong: bool = False
     classifier: bool = False
+    final: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -115,6 +117,7 @@ class Needs:
             max(self.views, other.views),
             self.strong or other.strong,
             self.classifier or other.classifier,
+            self.final or other.final,
         )
 
 
@@ -128,6 +131,8 @@ class Ports:
         stages: (C, H, W) of each stage map, first to last.
         norms: weight and bias, (C,) each, of the BatchNorm that each stage map comes from; None where there is none.
         classifier: weight (classes, D) and bias (classes,) of a linear classifier; None where it is another.
+        final: (D, H, W) of the map whose average over space is the embedding; None where there is none (class tokens, a
+            norm after the pooling). It may come after the last stage: a norm, or a convolution that widens it.
     """
 
     classes: int
@@ -135,6 +140,7 @@ class Ports:
     stages: tuple[tuple[int, int, int], ...]
     norms: tuple[tuple[Tensor, Tensor] | None, ...] = field(default=(), compare=False, repr=False)
     classifier: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
+    final: tuple[int, int, int] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,12 @@ class Fit:
         batch_size: images a process and step; the whole batch is this times the number of processes.
         optimizer: a name of timm's optimiser factory (sgd, adamw, lamb, ...).
         lr, momentum, weight_decay: of the optimiser. Norms and biases are not decayed.
-        scheduler: "cosine", "tanh", "poly" or "multistep" of timm, or "none" for a constant rate.
+        scheduler: "cosine", "tanh", "poly" (power 0.9) or "multistep" of timm, or "none": constant.
         warmup_epochs: linear warm-up of the learning rate from a hundredth of it.
         milestones: the epochs at which "multistep" multiplies the rate by a tenth.
         min_lr: where cosine, tanh and poly end.
         precision: "no" (float32), "fp16" with loss scaling (not on the CPU), or "bf16" autocast.
-        accumulate: batches whose gradients are added up before an optimiser step; an epoch leaves out what is left over.
+        accumulate: batches whose gradients are added up before an optimiser step; an epoch drops those left over.
         clip: largest norm of the gradient; None leaves it alone.
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
         channels_last: memory layout of models and images.
@@ -94,6 +94,8 @@ class Fit:
             raise InputError("fit.ema", self.ema, "must lie between 0 and 1")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
             raise InputError("fit.warmup_epochs", self.warmup_epochs, f"must be below fit.epochs ({self.epochs})")
+        if self.precision == "fp16" and on_cpu():  # accelerate would train in float32 without a word
+            raise InputError("fit.precision", self.precision, "cannot be had on the CPU: use bf16 or no")
         if self.patience is not None and self.select == "last":
             raise InputError("fit.patience", self.patience, 'needs fit.select "best": the last epoch is always kept')
         for name in self.trackers:
@@ -121,8 +123,6 @@ def make_accelerator(config: Fit, folder: Path | None = None) -> Accelerator:
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
-    if config.precision == "fp16" and on_cpu():  # accelerate would train in float32 without a word
-        raise InputError("fit.precision", config.precision, "cannot be had on the CPU: use bf16 or no")
     AcceleratorState._reset_state()  # precision is global to accelerate; the process group outlives this
     try:
         return Accelerator(
@@ -173,15 +173,14 @@ def _optimizer(regime: Regime, config: Fit) -> torch.optim.Optimizer:
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, config: Fit, steps: int) -> Any:
-    """timm's schedule, counted in optimiser steps; None for a constant rate."""
+    """timm's schedule, counted in optimiser steps."""
     from timm.scheduler import create_scheduler_v2
 
-    if config.scheduler == "none":
-        return None
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        config.scheduler,
+        "constant" if config.scheduler == "none" else config.scheduler,  # timm's "none" knows no warm-up
         num_epochs=config.epochs - config.warmup_epochs,
+        decay_rate=0.9 if config.scheduler == "poly" else 0.1,  # timm's name for the power too
         decay_milestones=[epoch - config.warmup_epochs for epoch in config.milestones],
         min_lr=config.min_lr,
         warmup_epochs=config.warmup_epochs,
@@ -264,8 +263,7 @@ class _Run:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.sums = {name: value.to(self.accelerator.device) for name, value in state["sums"].items()}
         self.history, self.best = History(**state["history"]), state["best"]
-        if self.scheduler is not None:
-            self.scheduler.step_update(self.step)
+        self.scheduler.step_update(self.step)
 
     def save(self) -> None:
         if self.folder is None or self.checkpoints is None or not self.accelerator.is_main_process:
@@ -371,8 +369,7 @@ def _epoch(run: _Run) -> Iterator[None]:
         if not accelerator.sync_gradients:
             continue
         run.step += 1
-        if run.scheduler is not None:
-            run.scheduler.step_update(run.step)
+        run.scheduler.step_update(run.step)
         if run.ema is not None:
             run.ema.update(run.regime, step=run.step)
         if run.step % 20 == 0:
@@ -396,7 +393,7 @@ def _check(run: _Run) -> None:
     """
     weights = torch.nn.utils.get_total_norm(p.detach() for p in run.regime.parameters())
     if not torch.isfinite(run.sums["loss"] + weights):
-        raise _diverged(run, "the loss")
+        raise _diverged(run, "the loss or a weight")
 
 
 def _diverged(run: _Run, what: str) -> DivergedError:

@@ -10,25 +10,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from kd import losses, regimes
 from kd.loss import Loss, Objective, Term
-from kd.losses import (
-    AT,
-    CTKD,
-    DIST,
-    DKD,
-    KD,
-    MLKD,
-    NKD,
-    NST,
-    OFA,
-    OFD,
-    RKD,
-    VID,
-    CrossEntropy,
-    FitNet,
-    Standardized,
-)
-from kd.regimes import DML, PSKD, Guide, Offline, Regime, Supervised
+from kd.losses import KD, CrossEntropy
+from kd.regimes import Guide, Offline, Regime, Supervised
 
 Make = Callable[[], nn.Module]
 _WARMUP = 20 / 240
@@ -68,22 +53,49 @@ def _offline(
     return Method(kind, regime)
 
 
+def _alone(kind: type[Regime], students: int = 1) -> Method:
+    """A regime of so many students and no teacher."""
+
+    def regime(make: Make, teacher: Guide, epochs: int) -> Regime:
+        made = [make() for _ in range(students)]
+        return kind(made[0] if students == 1 else made)
+
+    return Method(kind, regime)
+
+
+# AB, FSP and FT train in phases, and SimKD ships another net than its student: these four are not here yet.
 METHODS: dict[str, Method] = {
     "scratch": Method(Supervised, lambda make, teacher, epochs: Supervised(make())),
     "KD": _offline(KD, 0.9, hard=0.1),
-    "DKD": _offline(DKD, warmup=_WARMUP),
-    "DIST": _offline(DIST, 2.0),
-    "LSKD": _offline(lambda: Standardized(KD(2.0)), 9.0, hard=0.1),
-    "NKD": _offline(NKD),
-    "OFA": _offline(OFA),
-    "MLKD": _offline(MLKD, 0.9, hard=0.1),
-    "CTKD": _offline(CTKD, 0.9, hard=0.1),
-    "FitNet": _offline(FitNet, 100.0),
-    "AT": _offline(AT, 1000.0),
-    "NST": _offline(NST, 50.0),
-    "VID": _offline(VID),
-    "OFD": _offline(OFD, 1e-3),
-    "RKD": _offline(RKD),
-    "DML": Method(DML, lambda make, teacher, epochs: DML([make(), make()])),
-    "PSKD": Method(PSKD, lambda make, teacher, epochs: PSKD(make())),
+    "DKD": _offline(losses.DKD, warmup=_WARMUP),
+    "DIST": _offline(losses.DIST, 2.0),
+    "LSKD": _offline(lambda: losses.Standardized(KD(2.0)), 9.0, hard=0.1),
+    "NKD": _offline(losses.NKD),
+    "OFA": _offline(losses.OFA),
+    "MLKD": _offline(losses.MLKD, 0.9, hard=0.1),
+    "CTKD": _offline(losses.CTKD, 0.9, hard=0.1),
+    "FitNet": _offline(losses.FitNet, 100.0),
+    "AT": _offline(losses.AT, 1000.0),
+    "NST": _offline(losses.NST, 50.0),
+    "VID": _offline(losses.VID),
+    "OFD": _offline(losses.OFD, 1e-3),
+    "ReviewKD": _offline(losses.ReviewKD, 0.6, warmup=_WARMUP),  # the weight of ResNet-20
+    "SemCKD": _offline(losses.SemCKD, 400.0, kd=1.0),
+    "CATKD": _offline(losses.CATKD, 0.7),  # the weight of ResNet-20
+    "MGD": _offline(losses.MGD, 0.3),  # 7e-5 times the 64x8x8 values of a CIFAR ResNet's last map
+    "RKD": _offline(losses.RKD),
+    "SP": _offline(losses.SP, 3000.0),
+    "PKT": _offline(losses.PKT, 30000.0),
+    "CC": _offline(losses.CC),  # no published weight is that of this formula
+    "ICKD": _offline(losses.ICKD, 2.5),
+    "CRD": _offline(losses.CRD, 0.8),
+    "DML": _alone(regimes.DML, 2),
+    "KDCL": _alone(regimes.KDCL, 2),
+    "ONE": _alone(regimes.ONE, 3),
+    "BYOT": _alone(regimes.BYOT),
+    "PSKD": _alone(regimes.PSKD),
+    "TfKD": _alone(regimes.TfKD),
+    "CSKD": _alone(regimes.CSKD),
+    "DLB": _alone(regimes.DLB),
+    "USKD": _alone(regimes.USKD),
 }

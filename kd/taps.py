@@ -45,7 +45,7 @@ _taps: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
 
 def read(model: nn.Module, x: Tensor, needs: Needs) -> Outputs:
     """Run `model` on (N, C, H, W) images in [0, 1] and return its logits and what `needs` asks for, with gradients."""
-    if not needs.embedding and not needs.stages and not needs.classifier:
+    if not (needs.embedding or needs.stages or needs.classifier or needs.final):
         return Outputs(model(x))
     tap = _taps.get(model)
     if tap is None:  # a copy of a model whose ports were asked, or one whose never were
@@ -53,13 +53,14 @@ def read(model: nn.Module, x: Tensor, needs: Needs) -> Outputs:
     if needs.before:
         outputs = _with_inputs(model, x, tap)
     else:
-        outputs = tap.outputs(model, x, bool(needs.stages))
+        outputs = tap.outputs(model, x, bool(needs.stages) or needs.final)
+    extra = outputs.extra if needs.final else {}
     if needs.classifier:
         layer = tap.classifier(model)
         if not isinstance(layer, nn.Linear):
             raise InputError("model", _name(model), "classifies by no linear layer")
-        outputs = outputs._replace(extra={"classifier": layer.weight})
-    return outputs
+        extra = extra | {"classifier": layer.weight}
+    return outputs._replace(extra=extra)
 
 
 def _with_inputs(model: nn.Module, x: Tensor, tap: Tap) -> Outputs:
@@ -91,7 +92,22 @@ def ports(model: nn.Module, channels: int, image_size: tuple[int, int]) -> Ports
         tuple((s.shape[1], s.shape[2], s.shape[3]) for s in outputs.stages),
         tuple(_norm(model, norms, stage) for stage in outputs.stages),
         _linear(tap.classifier(model)),
+        _final(outputs),
     )
+
+
+def _final(outputs: Outputs) -> tuple[int, int, int] | None:
+    final, embedding = outputs.extra.get("final"), outputs.embedding
+    if final is None or embedding is None or not torch.allclose(final.mean((2, 3)), embedding, rtol=1e-4, atol=1e-5):
+        return None
+    return final.shape[1], final.shape[2], final.shape[3]
+
+
+def _with_final(outputs: Outputs, final: Tensor | None) -> Outputs:
+    """Outputs with the map that could be what is averaged: of as many channels as the embedding has values."""
+    assert outputs.embedding is not None
+    fits = final is not None and final.dim() == 4 and final.shape[1] == outputs.embedding.shape[1]
+    return outputs._replace(extra={"final": final}) if final is not None and fits else outputs
 
 
 def _norm(model: nn.Module, norms: Record, stage: Tensor) -> Norm | None:
@@ -171,25 +187,38 @@ def _inputs(model: nn.Module, names: Sequence[str | None]) -> Iterator[dict[str,
 
 
 def _choose(model: nn.Module, x: Tensor) -> Tap:
-    if hasattr(model, "forward_intermediates") and hasattr(model, "get_classifier"):
-        with inference(model):
-            try:
-                told, plain = _read_protocol(model, x, True), model(x)
-                if told.logits.shape == plain.shape and torch.allclose(told.logits, plain, rtol=1e-4, atol=1e-5):
-                    return Tap(_read_protocol, lambda model: model.get_classifier())  # type: ignore[operator]
-            except (TypeError, AttributeError, AssertionError, NotImplementedError, IndexError):
-                pass  # the protocol is there in part only: hooks read every module
     with inference(model):
+        if hasattr(model, "forward_intermediates") and hasattr(model, "get_classifier"):
+            for outputs in (_read_protocol, _read_heads):
+                try:
+                    told, plain = outputs(model, x, True), model(x)
+                    if told.logits.shape == plain.shape and torch.allclose(told.logits, plain, rtol=1e-4, atol=1e-5):
+                        return Tap(outputs, lambda model: model.get_classifier())  # type: ignore[operator]
+                except (TypeError, AttributeError, AssertionError, NotImplementedError, IndexError, RuntimeError):
+                    pass  # the protocol is there in part only: hooks read every module
         return _hooks(model, x)
 
 
 def _read_protocol(model: Any, x: Tensor, stages: bool) -> Outputs:
-    if stages:
-        features, maps = model.forward_intermediates(x, output_fmt="NCHW")
-    else:
-        features, maps = model.forward_features(x), ()
-    embedding = model.forward_head(features, pre_logits=True)
-    return Outputs(model.get_classifier()(embedding), embedding.flatten(1), tuple(maps))
+    features, maps = _features(model, x, stages)
+    embedding = model.forward_head(features, pre_logits=True).flatten(1)
+    classifier = model.get_classifier()
+    logits = classifier(embedding[:, :, None, None] if isinstance(classifier, nn.Conv2d) else embedding)
+    return _with_final(Outputs(logits.flatten(1), embedding, maps), features)
+
+
+def _read_heads(model: Any, x: Tensor, stages: bool) -> Outputs:
+    """Where the logits come from several classifiers (deit_distilled, crossvit, ...): the head runs twice."""
+    features, maps = _features(model, x, stages)
+    return Outputs(model.forward_head(features), model.forward_head(features, pre_logits=True).flatten(1), maps)
+
+
+def _features(model: Any, x: Tensor, stages: bool) -> tuple[Any, tuple[Tensor, ...]]:
+    """What the head is given, and the stage maps where they are wanted."""
+    if not stages:
+        return model.forward_features(x), ()
+    features, maps = model.forward_intermediates(x, output_fmt="NCHW")
+    return features, tuple(maps)
 
 
 @contextmanager
@@ -241,6 +270,7 @@ def _hooks(model: nn.Module, x: Tensor) -> Tap:
         before = {name: tensor for name, tensor, _ in record}
         after = {name: tensor for name, _, tensor in record}
         maps = tuple(after[name] for name in order) if stages else ()
-        return Outputs(logits, before[classifier].flatten(1), maps)
+        outputs = Outputs(logits, before[classifier].flatten(1), maps)
+        return _with_final(outputs, maps[-1] if maps else None)
 
     return Tap(reader, lambda model: model.get_submodule(classifier))

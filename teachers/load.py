@@ -18,6 +18,7 @@ from torch import Tensor
 import students
 from kd.console import say
 from kd.errors import InputError
+from kd.evaluate import inference
 from teachers.ensemble import Ensemble
 from teachers.teacher import Teacher
 
@@ -27,7 +28,7 @@ NESTED = ("state_dict", "model")  # where training scripts put the weights in a 
 
 
 def load(
-    source: str | Sequence[str],
+    source: str | Path | Sequence[str | Path],
     *,
     classes: int,
     channels: int = 3,
@@ -48,7 +49,8 @@ def load(
         classes, channels: of the data. A teacher of colour images sees grey ones with the channel repeated.
         image_size: resolution at which the teacher works; None: its own.
 
-    Raises InputError where the source cannot be read, or the teacher knows another number of classes.
+    Raises InputError where the source cannot be read, or the teacher knows another number of classes or cannot take
+    images of that size.
     """
     one = partial(
         _one,
@@ -58,7 +60,7 @@ def load(
         architecture=architecture,
         normalize=normalize,
     )
-    return one(source) if isinstance(source, str) else Ensemble([one(each) for each in source])
+    return one(str(source)) if isinstance(source, (str, Path)) else Ensemble([one(str(each)) for each in source])
 
 
 def _one(
@@ -82,7 +84,13 @@ def _one(
         raise _other_classes(source, plan.num_classes, classes)
     if channels not in (1, plan.in_chans):
         raise InputError("teacher.source", source, f"takes {plan.in_chans} channels, the data has {channels}")
-    return Teacher(model, image_size=image_size or plan.image_size, channels=plan.in_chans)
+    side = image_size or plan.image_size
+    try:
+        with inference(model):
+            model(torch.zeros(1, plan.in_chans, side, side))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError("teacher.image_size", side, f"{plan.name} cannot take it ({error})") from error
+    return Teacher(model, image_size=side, channels=plan.in_chans)
 
 
 def _other_classes(source: str, found: int, classes: int) -> InputError:

@@ -26,7 +26,7 @@ class Offline(Regime):
     @property
     def demands(self) -> Demands:  # type: ignore[override]  # what the losses need
         needs = self.objective.needs
-        return Demands(views=needs.views, strong=needs.strong)
+        return Demands(views=needs.views, strong=needs.strong, hard_labels=needs.hard_labels)
 
     def bind(self, data: Facts) -> None:
         student, teacher = student_ports(self.student, data), self.teacher.guide.ports(data)

@@ -23,7 +23,7 @@ def _pack(tensors: Sequence[Tensor], views: int) -> Outputs:
     first, *others = [tensors[start : start + size] for start in range(0, len(tensors), size)]
     (logits, embedding, classifier), maps = first[:3], tuple(first[3:])
     half = len(maps) // 2
-    outputs = Outputs(logits, embedding, maps[:half], {"classifier": classifier}, maps[half:])
+    outputs = Outputs(logits, embedding, maps[:half], {"classifier": classifier, "final": maps[half - 1]}, maps[half:])
     return outputs._replace(others=tuple(_pack(other, 1) for other in others))
 
 
@@ -38,8 +38,9 @@ def _shapes(ports: Ports, samples: int) -> list[tuple[int, ...]]:
 def _ports(ports: Ports) -> Ports:
     """With norms and a classifier."""
     norms = tuple((torch.rand(channels) + 0.5, torch.randn(channels)) for channels, *_ in ports.stages)
-    classifier = torch.randn(ports.classes, ports.embedding), torch.randn(ports.classes)
-    return replace(ports, norms=norms, classifier=classifier)
+    final = ports.stages[-1]
+    classifier = torch.randn(ports.classes, final[0]), torch.randn(ports.classes)
+    return replace(ports, norms=norms, classifier=classifier, final=final)
 
 
 @dataclass

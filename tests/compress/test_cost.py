@@ -71,6 +71,18 @@ def test_a_pruned_and_factorised_blueprint_on_meta_costs_what_the_model_costs(tr
     assert macs(small.blueprint.build("meta"), (1, 8, 8)) == macs(small, (1, 8, 8)) < 0.7 * macs(trained, (1, 8, 8))
 
 
+def test_a_parameter_that_is_handed_to_a_module_is_no_obstacle():
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.fc = nn.Parameter(torch.rand(1, 12)), nn.Linear(12, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.token.expand(len(x), -1)) + self.fc(x.flatten(1))
+
+    assert macs(Token(), (3, 2, 2)) == 2 * 12 * 5
+
+
 def test_attention_is_counted_in_every_guise():
     """One layer: 4 projections and 2 products among 16 tokens of width 8, and the feed-forward of width 12."""
     expected = 4 * 16 * 8 * 8 + 2 * 16 * 16 * 8 + 2 * 16 * 8 * 12

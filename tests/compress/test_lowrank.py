@@ -386,6 +386,12 @@ def test_a_file_has_no_layers(exported, context):
     assert refused.value.field == "stages"
 
 
+def test_images_that_the_model_does_not_take_are_refused(context):
+    model = students.create("cifar_resnet8", num_classes=10, in_chans=3, image_size=8)
+    with pytest.raises(InputError, match=r"model: cifar_resnet8: cannot take images of \(1, 8, 8\)"):
+        LowRank()(model, context())
+
+
 def test_a_model_whose_answers_are_not_numbers_is_refused(context):
     model = create("cifar_resnet8")
     with torch.no_grad():

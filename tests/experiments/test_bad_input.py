@@ -60,6 +60,8 @@ WORDS = [
     ("pipeline", ["--teacher.architecture", "cifar_resnet2"], ["cifar_resnet2", "did you mean", "cifar_resnet20"]),
     ("pipeline", ["--teacher.source", "no_such_net"], ["teacher.source", "no_such_net"]),
     ("pipeline", ["--teacher.fit.epochs", "0"], ["fit.epochs", "0", "above 0"]),
+    ("pipeline", ["--teacher.image_size", "16"], ["teacher.image_size", "16"]),
+    ("pipeline", ["--teacher.source", "/", "--teacher.image_size", "16"], ["teacher.image_size", "16", "folder"]),
     ("pipeline", ["--teacher.fit.epochs", "many"], ["teacher.fit.epochs", "many"]),
     ("pipeline", ["--fit.lr", "0"], ["fit.lr", "above 0"]),
     ("pipeline", ["--fit.batch_size", "-4"], ["fit.batch_size", "-4"]),

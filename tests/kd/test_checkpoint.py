@@ -12,7 +12,7 @@ def tree():
     return {
         "state": {0: {"step": torch.tensor(3.0), "momentum": torch.randn(2, 3, dtype=torch.float64)}},
         "views": (shared[:3], shared, torch.tensor([], dtype=torch.int64), torch.randn(2, 4, 4, 4)[:, ::2]),
-        "plain": [1, 2.5, "text", None, True, float("-inf")],
+        "plain": [1, 2.5, "text", None, True, float("-inf"), torch.bfloat16],
         "half": torch.randn(3).bfloat16(),
     }
 
@@ -61,7 +61,7 @@ def test_a_changed_plain_value_is_refused(tmp_path):
         load_tree(path)
 
 
-def test_the_last_two_are_kept_and_a_torn_one_gives_way_to_the_one_before(tmp_path):
+def test_the_last_two_are_kept_and_a_torn_one_gives_way_to_the_one_before(tmp_path, capsys):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() is None
     for step in (5, 10, 15):
@@ -71,9 +71,27 @@ def test_the_last_two_are_kept_and_a_torn_one_gives_way_to_the_one_before(tmp_pa
     newest = tmp_path / files[-1]
     newest.write_bytes(newest.read_bytes()[:-1])
     assert checkpoints.latest() == {"step": 10}
+    told = capsys.readouterr().err
+    assert files[-1] in told
+    assert "torn" in told
     (tmp_path / files[0]).write_bytes(b"")
     with pytest.raises(InputError, match="torn"):
         checkpoints.latest()
+
+
+def test_what_a_kill_between_write_and_rename_left_is_never_read_and_goes_with_the_next_write(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, {"step": 5})
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        dying.setattr(type(tmp_path), "unlink", lambda *_, **__: None)  # the killed clean nothing up
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(10, {"step": 10})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert checkpoints.latest() == {"step": 5}
+    checkpoints.save(10, {"step": 10})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-000000005.safetensors", "step-000000010.safetensors"]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

@@ -56,6 +56,11 @@ def test_batches_of_any_size_give_the_same_scores_and_modes_are_put_back():
     assert not net[1].training
 
 
+def test_logits_that_are_not_finite_show_in_the_likelihood():
+    logits = torch.tensor([[1.0, 0.0], [math.nan, 0.0], [math.inf, math.inf]])
+    assert math.isnan(score(logits, torch.tensor([0, 1, 0])).nll)
+
+
 def test_inference_puts_modes_back_after_an_error():
     net = nn.Linear(1, 1)
     with inference(net):

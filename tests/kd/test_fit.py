@@ -1,15 +1,20 @@
 import json
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
-from kd.checkpoint import Checkpoints
+from kd.batch import Step
+from kd.checkpoint import Checkpoints, load_tree, save_tree
 from kd.data import Augment, DataConfig, load
 from kd.errors import DivergedError, InputError
-from kd.fit import Fit, fit
+from kd.fit import Fit, fit, make_accelerator
 from kd.regimes import DML, Supervised
 
 QUICK = Fit(epochs=3, batch_size=50, lr=0.1, trackers=())
@@ -17,6 +22,10 @@ QUICK = Fit(epochs=3, batch_size=50, lr=0.1, trackers=())
 
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 class Killed(BaseException):
@@ -41,7 +50,7 @@ def test_training_learns_and_leaves_the_best_epoch(digits, small_net, tmp_path):
     from kd.evaluate import evaluate
 
     assert evaluate(model, digits.evaluation("val")).top1 == history.best_top1
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path)
     assert lines == history.epochs
     assert [line["epoch"] for line in lines] == list(range(5))
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -56,6 +65,7 @@ def test_training_learns_and_leaves_the_best_epoch(digits, small_net, tmp_path):
         {"precision": "bf16", "channels_last": True},
         {"optimizer": "adamw", "lr": 0.003, "scheduler": "multistep", "milestones": (1, 2), "warmup_epochs": 1},
         {"checkpoint_steps": 3},
+        {"epochs": 9, "lr": 1e-9, "patience": 2},
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
@@ -75,6 +85,49 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(digits, small_net, 
     assert same(whole, again)
     drop = lambda epochs: [{k: v for k, v in e.items() if k != "seconds"} for e in epochs]  # noqa: E731
     assert drop(history.epochs) == drop(expected.epochs)
+    assert metrics(tmp_path) == history.epochs
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("write", range(6))  # of metrics.jsonl and of a checkpoint, each epoch
+def test_killed_at_the_rename_of_any_file_it_ends_bit_for_bit_alike(
+    digits, small_net, tmp_path, monkeypatch, write, renamed
+):
+    whole, replaced, rename = small_net(), [], os.replace
+    fit(Supervised(whole), digits, QUICK)
+
+    def replace_or_die(source, target):
+        if len(replaced) < write or renamed:
+            rename(source, target)
+        replaced.append(target)
+        if len(replaced) > write:
+            monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # the killed clean nothing up
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+    with pytest.raises(Killed):
+        fit(Supervised(small_net()), digits, QUICK, tmp_path)
+    monkeypatch.undo()
+    again = small_net(seed=7 if list(tmp_path.glob("checkpoints/step-*")) else 0)
+    history = fit(Supervised(again), digits, QUICK, tmp_path)
+    assert same(whole, again)
+    assert metrics(tmp_path) == history.epochs
+    assert [line["epoch"] for line in history.epochs] == [0, 1, 2]
+    if write < 5:  # else nothing was left to write
+        assert not list(tmp_path.glob("checkpoints/.*")), "half a file is left behind"
+
+
+def test_killed_while_workers_stream_it_goes_on_from_memory_alike(small_net, tmp_path):
+    config = DataConfig(train_size=400, augment=Augment(crop=1, mixup=0.4), workers=2)
+    memory, stream = (load(replace(config, in_memory=kept)) for kept in (True, False))
+    whole, again = small_net(), small_net(seed=7)
+    fit(Supervised(whole), memory, QUICK)
+    regime = Mortal(small_net())
+    regime.dies_at = 13
+    with pytest.raises(Killed):
+        fit(regime, stream, replace(QUICK, checkpoint_steps=3), tmp_path)
+    fit(Supervised(again), memory, replace(QUICK, checkpoint_steps=3), tmp_path)
+    assert same(whole, again)
 
 
 def test_a_torn_checkpoint_gives_way_to_the_one_before(digits, small_net, tmp_path):
@@ -114,6 +167,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(torch.isfinite(value).all() for value in state["regime"].values())
 
 
+@pytest.mark.parametrize(("step", "checkpoint_steps"), [(15, None), (17, 2)], ids=["epoch", "within"])
+def test_weights_that_are_not_finite_are_in_no_checkpoint(digits, small_net, tmp_path, step, checkpoint_steps):
+    class Bursts(Supervised):
+        def forward(self, batch, guides):
+            loss, parts, logits = super().forward(batch, guides)
+            if batch.clock.step == step:  # a finite loss of an infinite gradient
+                weight = self.student[0].weight
+                loss = loss + (weight - weight.detach()).sum().sqrt()
+            return Step(loss, parts, logits)
+
+    with pytest.raises(DivergedError, match="weight became NaN or infinite in epoch"):
+        fit(Bursts(small_net()), digits, replace(QUICK, checkpoint_steps=checkpoint_steps), tmp_path)
+    for file in (tmp_path / "checkpoints").iterdir():
+        assert all(torch.isfinite(value).all() for value in load_tree(file)["regime"].values())
+
+
+def test_answers_that_are_not_finite_stop_the_run(digits, small_net):
+    class Lost(nn.Module):
+        def forward(self, x):
+            return x * math.nan
+
+    class Loses(Supervised):
+        def candidates(self):
+            return {"lost": nn.Sequential(self.student, Lost())}
+
+    with pytest.raises(DivergedError, match="answers on validation became NaN"):
+        fit(Loses(small_net()), digits, QUICK)
+
+
 def test_patience_stops_early(digits, small_net):
     history = fit(Supervised(small_net()), digits, replace(QUICK, epochs=30, lr=1e-9, patience=2))
     assert len(history.epochs) == history.best_epoch + 3 < 30
@@ -131,6 +213,88 @@ def test_the_rate_warms_up_and_then_follows_the_cosine(digits, small_net):
     rates = [epoch["lr"] for epoch in epochs]
     assert rates[0] == pytest.approx(0.1 / 100 + (0.1 - 0.1 / 100) / 2)
     assert rates[1:] == pytest.approx([0.05 * (1 + math.cos(math.pi * (e - 1) / 4)) for e in range(1, 6)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "share"),
+    [
+        ("poly", lambda t: (1 - t / 4) ** 0.9),
+        ("tanh", lambda t: (1 - math.tanh(-7 * (1 - t / 4) + 3 * t / 4)) / 2),
+        ("multistep", lambda t: 0.1 ** ((t >= 1) + (t >= 3))),
+        ("none", lambda t: 1.0),
+    ],
+)
+def test_schedules_by_name(digits, small_net, scheduler, share):
+    """The rate at the end of each epoch, after one of warm-up."""
+    config = replace(QUICK, epochs=5, warmup_epochs=1, scheduler=scheduler, milestones=(2, 4))
+    rates = [epoch["lr"] for epoch in fit(Supervised(small_net()), digits, config).epochs]
+    assert rates == pytest.approx([0.1 * share(t) for t in range(5)], abs=3e-4)
+    first = fit(Supervised(small_net()), digits, replace(config, warmup_epochs=2)).epochs[0]["lr"]
+    assert first == pytest.approx(0.1 / 100 + (0.1 - 0.1 / 100) / 2)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "nadamw", "rmsprop", "adafactorbv", "muon"])
+def test_optimisers_by_name_learn_and_resume(digits, small_net, tmp_path, name):
+    config = replace(QUICK, epochs=2, optimizer=name, lr=0.005)
+    whole, again = small_net(), small_net(seed=7)
+    history = fit(Supervised(whole), digits, config, tmp_path)
+    assert history.epochs[1]["loss"] < history.epochs[0]["loss"]
+    max((tmp_path / "checkpoints").iterdir()).unlink()
+    fit(Supervised(again), digits, config, tmp_path)
+    assert same(whole, again)
+
+
+class Notes(Supervised):
+    """Notes the step of each batch after which banks are written; at `burst` the scaled gradient overflows."""
+
+    burst = -1
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.noted = []
+
+    def forward(self, batch, guides):
+        step = super().forward(batch, guides)
+        return step._replace(loss=step.loss * 1e30) if batch.clock.step == self.burst else step
+
+    def after_step(self, batch, step):
+        self.noted.append(batch.clock.step)
+
+
+def test_an_epoch_leaves_out_what_accumulation_leaves_over(digits, small_net):
+    regime = Notes(small_net())
+    history = fit(regime, digits, replace(QUICK, accumulate=3, epochs=2))  # of 8 batches an epoch
+    assert regime.noted == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert history.epochs[1]["lr"] == 0
+
+
+def test_banks_are_not_written_where_half_precision_overflows(digits, small_net, monkeypatch):
+    monkeypatch.setattr("kd.fit.on_cpu", lambda: False)
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True, mixed_precision="fp16", gradient_accumulation_steps=2)
+    accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")  # accelerate has it on GPUs only
+    regime = Notes(small_net())
+    regime.burst = 1
+    before = accelerator.scaler.get_scale()
+    config = replace(QUICK, epochs=1, precision="fp16", accumulate=2)
+    fit(regime, digits, config, accelerator=accelerator)
+    assert accelerator.scaler.get_scale() == before / 2, "it did not overflow, or more than once"
+    assert regime.noted == [0, 0, 1, 2, 2, 3, 3]
+    assert all(p.isfinite().all() for p in regime.parameters())
+
+
+@pytest.mark.parametrize(("field", "value"), [("accumulate", 2), ("precision", "bf16")])
+def test_an_accelerator_made_for_another_configuration_is_refused(digits, small_net, field, value):
+    with pytest.raises(InputError, match=f"^fit.{field}: {value}: the accelerator was made for"):
+        fit(Supervised(small_net()), digits, replace(QUICK, **{field: value}), accelerator=make_accelerator(QUICK))
+
+
+def test_a_run_of_another_number_of_processes_is_refused(digits, small_net, tmp_path):
+    fit(Supervised(small_net()), digits, QUICK, tmp_path)
+    for file in (tmp_path / "checkpoints").iterdir():
+        save_tree(file, load_tree(file) | {"world": 2})
+    with pytest.raises(InputError, match=r"num_processes: 1: .* started on 2"):
+        fit(Supervised(small_net()), digits, QUICK, tmp_path)
 
 
 def test_accumulation_equals_the_larger_batch(digits, small_net):
@@ -219,8 +383,19 @@ def test_compilation_gives_the_same_losses(digits, small_net):
         ("optimizer", "sdg"),
         ("trackers", ("nope",)),
         ("accumulate", 99),
+        ("optimizer", "adahessian"),
+        ("optimizer", "fusedsgd"),
+        ("scheduler", "plateau"),
+        ("select", "worst"),
+        ("precision", "fp8"),
+        ("precision", "fp16"),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_field(digits, small_net, tmp_path, field, value):
     with pytest.raises(InputError, match=f"^fit.{field}: "):
         fit(Supervised(small_net()), digits, Fit(**{field: value}), tmp_path)
+
+
+def test_patience_with_the_last_epoch_kept_is_refused():
+    with pytest.raises(InputError, match=r"^fit.patience: 3: needs fit.select"):
+        Fit(patience=3, select="last")

@@ -31,6 +31,15 @@ CONTRACT = {
     "activation_boundary": (MAPS, {"margin": 1.0}),
     "ofd": (MAPS | {"margin": (3,)}, {}),
     "vid": ({"student_mean": (5, 3, 2, 2), "teacher": (5, 3, 2, 2), "log_scale": (3,)}, {}),
+    "hcl": (MAPS, {}),
+    "class_attention": (
+        {"student_cam": (5, 3, 4, 4), "teacher_cam": (5, 3, 2, 2)},
+        {"pool": 2, "normalize": False},
+    ),
+    "similarity_preserving": (UNEQUAL, {}),
+    "pkt": (EMBEDDINGS, {"eps": 1e-7}),
+    "correlation_congruence": ({"student": (5, 3), "teacher": (5, 3)}, {"gamma": 0.4, "order": 2}),
+    "inter_channel_correlation": ({"student": (5, 3, 4, 4), "teacher": (5, 3, 2, 2)}, {}),
     "rkd_distance": (EMBEDDINGS, {}),
     "rkd_angle": (EMBEDDINGS, {}),
 }
@@ -39,6 +48,8 @@ OTHERS = {
     "standardize": {"logits": ..., "eps": 1e-7},
     "fsp": {"student_pair": ..., "teacher_pair": ...},
     "ofd_margin": {"bn_weight": ..., "bn_bias": ...},
+    "kdcl_ensemble": {"logits": ..., "target": ..., "method": "mean"},
+    "tf_kd_teacher": {"target": ..., "classes": ..., "correct": 0.99, "temperature": 20.0},
     "dml": {"logits": ..., "temperature": 1.0},
     "ps_kd_target": {"target": ..., "past_probs": ..., "alpha": ...},
 }
@@ -60,6 +71,12 @@ WRONG = [
     *((name, [(5, 3, 2, 2), (4, 3, 2, 2)]) for name in ("attention_transfer", "nst", "factor_transfer")),
     *((name, [(5, 3, 2, 2), (5, 4, 2, 2)]) for name in ("factor_transfer", "activation_boundary")),
     *((name, [(5, 3), (5, 3)]) for name in ("attention_transfer", "nst", "factor_transfer", "activation_boundary")),
+    ("hcl", [(5, 3, 2, 2), (5, 4, 2, 2)]),
+    ("class_attention", [(5, 3, 2, 2), (5, 4, 2, 2)]),
+    ("similarity_preserving", [(5, 3), (4, 3)]),
+    ("pkt", [(5, 3), (4, 3)]),
+    ("correlation_congruence", [(5, 3), (5, 4)]),
+    ("inter_channel_correlation", [(5, 3, 2, 2), (5, 4, 2, 2)]),
     ("ofd", [(5, 3, 2, 2), (5, 4, 2, 2), (3,)]),
     ("vid", [(5, 3, 2, 2), (5, 4, 2, 2), (3,)]),
 ]

@@ -27,10 +27,16 @@ def data():
     "nets", [("cifar_resnet8", "cifar_resnet14"), ("cifar_mobilenetv2_x0_5", "cifar_wrn_16_1")], ids="-".join
 )
 def test_a_method_trains_and_ships(data, tmp_path, name, nets):
+    train_and_ship(regime_of(name, nets), data, tmp_path)
+
+
+def regime_of(name, nets):
     torch.manual_seed(0)
     teacher = Teacher(students.create(nets[1], width=0.5, **NET), image_size=8, channels=1)
-    make = partial(students.create, nets[0], width=0.5, **NET)
-    regime = METHODS[name].regime(make, teacher, 2)
+    return METHODS[name].regime(partial(students.create, nets[0], width=0.5, **NET), teacher, 2)
+
+
+def train_and_ship(regime, data, tmp_path):
     history = fit(regime, data, Fit(epochs=2, batch_size=16, lr=0.001, trackers=()), tmp_path / "fit")
     assert len(history.epochs) == 2
     shipped = regime.deploy(history.best_name).eval()

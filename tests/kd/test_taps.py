@@ -48,6 +48,20 @@ def test_timm_models_are_read_through_their_own_protocol(name):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["dla46_c", "deit_tiny_distilled_patch16_224"])
+def test_timm_models_whose_classifier_is_a_convolution_or_two_layers(name):
+    size = {"img_size": 64} if "patch" in name else {}
+    model, x = timm.create_model(name, num_classes=7, **size), torch.rand(2, 3, 64, 64)
+    told, outputs = check(model, x, 7)
+    assert len(told.stages) >= 5
+    assert told.classifier is None
+    expected = model.forward_head(model.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(outputs.embedding, expected)
+    only = read(model, x, Needs(embedding=True))
+    torch.testing.assert_close(only.embedding, expected)
+    torch.testing.assert_close(only.logits, model(x))
+
+
 def test_a_plain_module_is_read_through_hooks():
     model = Plain()
     told, outputs = check(model, torch.rand(2, 3, 16, 16), 5)
@@ -160,3 +174,30 @@ def test_ports_of_nets_without_batch_norm():
     told = ports(timm.create_model("convnext_atto", num_classes=7), 3, (64, 64))
     assert told.norms == (None,) * len(told.stages)
     assert ports(Plain(), 3, (16, 16)).norms[:2] == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("resnet10t", (512, 2, 2)),
+        ("efficientnet_b0", (1280, 2, 2)),  # widened after the last stage
+        ("vit_tiny_patch16_224", None),  # a class token
+        ("convnext_atto", None),  # a norm after the pooling
+    ],
+)
+def test_the_map_whose_average_is_classified(name, shape):
+    size = {"img_size": 64} if name.startswith("vit") else {}
+    model, x = timm.create_model(name, num_classes=7, **size).eval(), torch.rand(2, 3, 64, 64)
+    told, outputs = ports(model, 3, (64, 64)), read(model, x, Needs(classifier=True, final=True))
+    assert told.final == shape
+    if shape is not None:
+        assert outputs.extra["final"].shape[1:] == shape
+        logits = outputs.extra["final"].mean((2, 3)) @ outputs.extra["classifier"].T + told.classifier[1]
+        torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
+    assert "final" not in read(model, x, ALL).extra
+
+
+def test_the_final_map_of_a_net_that_is_read_by_hooks():
+    model, x = Plain().eval(), torch.rand(2, 3, 16, 16)
+    assert ports(model, 3, (16, 16)).final == (8, 4, 4)
+    torch.testing.assert_close(read(model, x, Needs(final=True)).extra["final"], read(model, x, ALL).stages[-1])

@@ -227,3 +227,16 @@ def test_folders_without_a_model_or_with_other_classes_or_channels(model: studen
         load(str(tmp_path / "m"), classes=10, channels=4)
     with pytest.raises(InputError, match="at least one"):
         load([], classes=10)
+
+
+def test_another_resolution_is_taken_where_the_net_can_and_refused_where_not(
+    model: students.Classifier, tmp_path: Path
+) -> None:
+    students.save(model, tmp_path / "m")
+    teacher = load(tmp_path / "m", classes=10, image_size=48)
+    assert (teacher.image_size, teacher.predict(images()).shape) == (48, (4, 10))
+    fixed = students.create("vit_tiny_patch16_224", num_classes=10, image_size=32, width=0.34, depth=0.1)
+    students.save(fixed, tmp_path / "vit")
+    assert load(tmp_path / "vit", classes=10).predict(images()).shape == (4, 10)
+    with pytest.raises(InputError, match=r"teacher\.image_size: 48: vit_tiny_patch16_224 cannot take it"):
+        load(tmp_path / "vit", classes=10, image_size=48)

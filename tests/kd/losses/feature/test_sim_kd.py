@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kd.batch import Ports
+from kd.errors import InputError
+from kd.loss import Objective, Term
+from kd.losses.feature.sim_kd import SimKD, projector
+from kd.regimes import Offline
+from kd.taps import ports
+from kd.testing import LossContract, TinyTeacher, tiny_batch, tiny_facts, tiny_net
+
+
+def naive_convolution(layer, image):
+    """One image, [channel][row][column], through a convolution that keeps its size."""
+    weight, rows, columns = layer.weight.tolist(), range(len(image[0])), range(len(image[0][0]))
+    bias = [0.0] * len(weight) if layer.bias is None else layer.bias.tolist()
+    reach = layer.kernel_size[0] // 2
+    result = [[[value for _ in columns] for _ in rows] for value in bias]
+    for b, kernels in enumerate(weight):
+        for a, kernel in enumerate(kernels):
+            for i in range(-reach, reach + 1):
+                for j in range(-reach, reach + 1):
+                    for y in rows:
+                        for x in columns:
+                            if y + i in rows and x + j in columns:
+                                result[b][y][x] += kernel[i + reach][j + reach] * image[a][y + i][x + j]
+    return result
+
+
+def naive_norm(layer, images):
+    """By the statistics of the batch."""
+    result = [[] for _ in images]
+    for channel, (scale, shift) in enumerate(zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)):
+        values = [value for image in images for row in image[channel] for value in row]
+        mean = sum(values) / len(values)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values) + layer.eps)
+        for image, new in zip(images, result, strict=True):
+            new.append([[scale * (x - mean) / deviation + shift for x in row] for row in image[channel]])
+    return result
+
+
+def naive_net(layers, images):
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            images = [naive_convolution(layer, image) for image in images]
+        elif isinstance(layer, nn.BatchNorm2d):
+            images = naive_norm(layer, images)
+        else:
+            images = [[[[max(x, 0.0) for x in row] for row in plane] for plane in image] for image in images]
+    return images
+
+
+def naive_pool(plane, size):
+    def cells(length, count):
+        return [range(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+
+    rows, columns = cells(len(plane), size[0]), cells(len(plane[0]), size[1])
+    return [[sum(plane[y][x] for y in r for x in c) / len(r) / len(c) for c in columns] for r in rows]
+
+
+def naive_pooled(images, size):
+    return [[naive_pool(plane, size) for plane in image] for image in images]
+
+
+def naive_mse(ours, theirs):
+    """Of nested lists of numbers."""
+    if not isinstance(ours, list):
+        return (ours - theirs) ** 2
+    return sum(naive_mse(a, b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
+class TestSimKD(LossContract):
+    student = Ports(classes=4, embedding=7, stages=((2, 5, 5), (3, 4, 4)))
+    teacher = Ports(classes=4, embedding=4, stages=((3, 5, 5), (4, 3, 2)))
+
+    def make(self):
+        return SimKD()
+
+    def reference(self, loss, student, teacher, batch):
+        ours, theirs = student.stages[-1].tolist(), teacher.extra["final"].tolist()
+        size = min(len(ours[0][0]), len(theirs[0][0])), min(len(ours[0][0][0]), len(theirs[0][0][0]))
+        return naive_mse(naive_net(loss.projector, naive_pooled(ours, size)), naive_pooled(theirs, size))
+
+
+def test_the_projector():
+    layers = projector(5, 8)
+    assert [type(layer) for layer in layers] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 3
+    shapes = [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Conv2d)]
+    assert shapes == [(4, 5, 1, 1), (4, 4, 3, 3), (8, 4, 1, 1)]
+    assert all(layer.bias is None for layer in layers if isinstance(layer, nn.Conv2d))
+    assert projector(5, 8, factor=4)[0].out_channels == 2
+    assert projector(5, 1)(torch.randn(2, 5, 3, 3)).shape == (2, 1, 3, 3)
+
+
+@pytest.fixture
+def regime():
+    torch.manual_seed(0)
+    regime = Offline(tiny_net(), TinyTeacher(), Objective({"sim": Term(SimKD())}))
+    regime.bind(tiny_facts())
+    return regime
+
+
+def test_the_student_is_deployed_with_the_classifier_of_the_teacher(regime):
+    shipped = regime.deploy().eval()
+    batch, teacher = tiny_batch(tiny_facts(), 4), regime.teacher.guide.model
+    last = regime.student[:6](batch.x)
+    made = regime.objective.losses["sim"].projector(last).mean((2, 3))
+    torch.testing.assert_close(shipped(batch.x), F.linear(made, teacher[-1].weight, teacher[-1].bias))
+    assert not torch.allclose(shipped(batch.x), regime.student(batch.x))
+
+
+def test_what_is_deployed_classifies_a_perfect_map_as_the_teacher_does(regime):
+    loss, teacher, x = regime.objective.losses["sim"], regime.teacher.guide.model, tiny_batch(tiny_facts(), 4).x
+    loss.projector = nn.Identity()
+    ports(teacher, 3, (8, 8))
+    torch.testing.assert_close(loss.deployed(teacher).eval()(x), teacher(x))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [((8, 8), (4, 4)), ((4, 4), (8, 8)), ((8, 3), (4, 5))])
+def test_what_is_deployed_sees_maps_of_the_size_that_the_projector_learned(ours, theirs):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stage, self.head = nn.AdaptiveAvgPool2d(ours), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.head(self.stage(x).mean((2, 3)))
+
+    classifier = torch.randn(3, 4), torch.randn(3)
+    loss, net, x = SimKD(), Net().eval(), torch.rand(2, 3, 8, 8)
+    loss.bind(Ports(3, 3, ((3, *ours),)), Ports(3, 4, (), (), classifier, (4, *theirs)), tiny_facts())
+    size = min(ours[0], theirs[0]), min(ours[1], theirs[1])
+    shipped = loss.deployed(net).eval()
+    made = loss.projector(F.adaptive_avg_pool2d(net.stage(x), size)).mean((2, 3))
+    torch.testing.assert_close(shipped(x), made @ classifier[0].T + classifier[1])
+
+
+def test_deploying_leaves_the_student_as_it_is_and_shares_its_weights(regime):
+    names, shipped = [*regime.state_dict()], regime.deploy()
+    assert [*regime.state_dict()] == names
+    owned = {p.data_ptr() for p in regime.parameters()}
+    assert {p.data_ptr() for p in shipped.parameters()} <= owned
+
+
+def test_the_classifier_of_the_teacher_is_kept_and_does_not_train(regime):
+    loss, teacher = regime.objective.losses["sim"], regime.teacher.guide.model
+    assert {name.split(".")[0] for name, _ in loss.named_parameters()} == {"projector"}
+    assert {"weight", "bias"} <= set(loss.state_dict())
+    torch.testing.assert_close(loss.weight, teacher[-1].weight.detach())
+    with torch.no_grad():
+        teacher[-1].weight.zero_()
+    assert loss.weight.any()
+
+
+def test_a_teacher_that_classifies_otherwise_is_refused():
+    student = Ports(3, 4, ((4, 2, 2),))
+    with pytest.raises(InputError, match=r"SimKD\.teacher: classifies by no linear layer"):
+        SimKD().bind(student, Ports(3, 4, ((4, 2, 2),), final=(4, 2, 2)), tiny_facts())
+    tokens = Ports(3, 4, ((4, 2, 2),), classifier=(torch.zeros(3, 4), torch.zeros(3)))
+    with pytest.raises(InputError, match=r"SimKD\.teacher: classifies by no average of a map"):
+        SimKD().bind(student, tokens, tiny_facts())
+
+
+def test_a_factor_that_cannot_be_is_refused():
+    with pytest.raises(InputError, match=r"SimKD\.factor"):
+        SimKD(factor=0)
