@@ -29,6 +29,7 @@ class TestCSKD(RegimeContract):
         assert step.parts["cs_kd"].item() == pytest.approx(pairs, rel=1e-4)
         assert step.loss.item() == pytest.approx(labels + 2 * pairs, rel=1e-5)
         torch.testing.assert_close(step.logits, torch.tensor(own + partners))
+        assert not step.logits.requires_grad
 
     def test_partners_get_no_gradient(self):
         regime = self.bound()
