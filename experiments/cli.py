@@ -51,7 +51,7 @@ def parser(command: str, config_type: type[Any]) -> ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         exit_on_error=False,
     )
-    made.add_argument("--config", action=Recipe, help="a YAML recipe; later arguments override it")
+    made.add_argument("--config", action=Recipe, help="a YAML recipe; other arguments override it")
     made.add_class_arguments(config_type, as_group=False)
     recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     known = {field.name for field in fields(config_type)} - {"out"}
@@ -77,7 +77,7 @@ def run(command: str, config_type: type[Config], main: Main[Config], argv: Seque
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     try:
         made = parser(command, config_type)
-        parsed = made.parse_args(argv)
+        parsed = made.parse_args(_recipe_first(sys.argv[1:] if argv is None else argv))
         resolved = made.dump(Namespace({k: v for k, v in vars(parsed).items() if k != "config"}), skip_validation=True)
         values = vars(made.instantiate(parsed))
         values.pop("config", None)
@@ -95,6 +95,17 @@ def run(command: str, config_type: type[Config], main: Main[Config], argv: Seque
         say("interrupted: the same command goes on from here")
         return 130
     return 0
+
+
+def _recipe_first(argv: Sequence[str]) -> list[str]:
+    """Arguments override the recipe wherever they stand: the parser goes from left to right."""
+    rest, recipe = list(argv), []
+    for number, word in reversed(list(enumerate(argv))):
+        if word == "--config" or word.startswith("--config="):
+            size = 2 if word == "--config" else 1
+            recipe = rest[number : number + size] + recipe
+            del rest[number : number + size]
+    return recipe + rest
 
 
 def _several(name: str) -> None:

@@ -66,6 +66,9 @@ def test_help_and_configuration_are_printed_and_write_nothing(command, tmp_path)
         recipe = RECIPES / "cifar10.yaml"
         printed = yaml.safe_load(command(name, "--config", recipe, *given, "--print_config", check=True).stdout)
         assert printed["data"]["source"] == "uoft-cs/cifar10"
+    for out in (("--out", "mine", "--config", recipe), ("--config", recipe, "--out", "mine")):
+        printed = yaml.safe_load(command("distill", *out, "--print_config", check=True).stdout)
+        assert printed["out"] == "mine"  # wherever it stands
     printed = yaml.safe_load(command("pipeline", "--print_config", check=True).stdout)
     assert [stage["class_path"].rpartition(".")[2] for stage in printed["stages"]] == [
         *("Prune", "Recover", "LowRank", "Recover", "Export", "Quantize"),
