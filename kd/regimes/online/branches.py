@@ -74,7 +74,6 @@ def fork(model: nn.Module, others: Sequence[nn.Module], data: Facts) -> Fork:
     raise InputError("ONE.students", name, "cannot be forked before its last stage")
 
 
-@torch.compiler.disable  # hooks that come and go cannot be compiled: this part of a step runs as it is
 def branched(model: nn.Module, at: Fork, tails: Iterable[nn.Module], x: Tensor) -> tuple[Tensor, Tensor]:
     """(branches·N, classes) logits of the net and of each further tail, and what the trunk hands on, pooled: (N, C)."""
     with _joined(model, at, tails, len(x)) as trunk:
