@@ -24,9 +24,10 @@ from experiments.config import StudentConfig, TeacherConfig, blueprint, seeded
 from experiments.steps import Outcome, Run, in_main_process
 from kd.batch import Needs
 from kd.checkpoint import atomic_write
+from kd.console import say
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
-from kd.errors import InputError
+from kd.errors import DivergedError, InputError
 from kd.evaluate import Predict, inference, score
 from kd.fit import Fit
 from kd.fit import fit as train
@@ -77,10 +78,14 @@ def seeds(config: CompareConfig) -> list[int]:
 
 
 def learn(name: str, plan: Blueprint, teacher: Any, data: Data, fit: Fit, folder: Path, seed: int) -> Outcome:
-    """The step: a student of this blueprint is trained by one method; leaves a model folder."""
+    """The step: a student of this blueprint is trained by one method; leaves a model folder, unless it diverged."""
     schedule = seeded(fit, seed)
     regime = METHODS[name].regime(plan.build, teacher, schedule.epochs)
-    history = train(regime, data, schedule, folder, label=name)
+    try:
+        history = train(regime, data, schedule, folder, label=name)
+    except DivergedError as error:  # a result too, and no reason to lose the others
+        say(str(error))
+        return Outcome("diverged", notes=(str(error),))
     shipped = regime.deploy(history.best_name)
     assert isinstance(shipped, students.Classifier)
     in_main_process(lambda: students.save(shipped, folder))
@@ -92,10 +97,10 @@ def compare(folders: dict[str, list[Path]], teacher: teachers.Teacher, data: Dat
     answers = {split: _answers(teacher.predict, data, split) for split in ("val", "test")}
     rows = [_row("teacher", [answers], [0.0], answers)]
     for name, places in folders.items():
-        models = [students.load(place).eval() for place in places]
+        models = [students.load(place).eval() for place in places if (place / "blueprint.json").exists()]
         said = [{split: _answers(model, data, split) for split in ("val", "test")} for model in models]
         seconds = [json.loads((place / "step.json").read_text())["seconds"] for place in places]
-        rows.append(_row(name, said, seconds, answers))
+        rows.append(_row(name, said, seconds, answers) | {"diverged": len(places) - len(models)})
     yardstick = next((row["seconds"] for row in rows if row["name"] == YARDSTICK), None)
     for row in rows:
         row["seconds_ratio"] = row["seconds"] / yardstick if yardstick else None
@@ -127,6 +132,8 @@ def _row(name: str, said: list[dict[str, Any]], seconds: list[float], teacher: d
 
 
 def _spread(values: list[float]) -> str:
+    if not values:
+        return "–"
     mean = f"{statistics.mean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
@@ -134,7 +141,8 @@ def _spread(values: list[float]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     cost = "–" if not row["seconds_ratio"] else f"{row['seconds_ratio']:.2f}×"
     values = [_spread(row[column]) for column in ("top1_val", "top1_test", "agreement")]
-    return [row["name"], *values, f"{row['seconds']:.0f}", cost]
+    name = f"{row['name']} ({row['diverged']} diverged)" if row.get("diverged") else row["name"]
+    return [name, *values, f"{row['seconds']:.0f}", cost]
 
 
 HEAD = ("method", "top-1 val, %", "top-1 test, %", "agreement, %", "seconds", f"of {YARDSTICK}")

@@ -104,7 +104,7 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> bytes:
     teacher, *others = rows
     figure = Figure(figsize=(5.2, 1.2 + 0.3 * len(others)), dpi=220, layout="constrained")
     axes = figure.subplots()
-    ordered = sorted(others, key=lambda row: fmean(row["top1_test"]))
+    ordered = sorted((row for row in others if row["top1_test"]), key=lambda row: fmean(row["top1_test"]))
     for place, row in enumerate(ordered):
         color = ORANGE if row["name"] == "scratch" else BLUE
         axes.plot([fmean(row["top1_test"])] * 2, [place - 0.35, place + 0.35], color=color, linewidth=2.5)

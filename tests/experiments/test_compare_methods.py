@@ -46,3 +46,14 @@ def test_what_is_no_method_or_seed_is_refused(capfd, tmp_path, field, value):
     assert status == 2
     assert errors.strip().splitlines()[-1].startswith(f"error: {field}: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_diverges_is_told_and_the_others_go_on(capfd, tmp_path):
+    arguments = ("--out", tmp_path / "run", "--methods", "FitNet,KD", "--seeds", "0", "--fit.lr", "1e4")
+    status, _, news = run(capfd, *arguments)
+    assert status == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "run/methods.json").read_text())["rows"]}
+    assert rows["FitNet"]["diverged"] == 1
+    assert rows["FitNet"]["top1_test"] == []
+    assert "FitNet (1 diverged) | – | – | – |" in (tmp_path / "run/methods.md").read_text()
+    assert "NaN or infinite" in news
