@@ -17,7 +17,15 @@ pytest.register_assert_rewrite("kd.testing.loss_contract", "kd.testing.regime_co
 from kd.testing.batch_norm import GatheredBatchNorm, gathered  # noqa: E402
 from kd.testing.graph import trained_by  # noqa: E402
 from kd.testing.loss_contract import LossContract  # noqa: E402
-from kd.testing.naive import naive_log_softmax, naive_targets  # noqa: E402
+from kd.testing.naive import (  # noqa: E402
+    naive_convolution,
+    naive_log_softmax,
+    naive_mse,
+    naive_norm,
+    naive_pool,
+    naive_pooled,
+    naive_targets,
+)
 from kd.testing.regime_contract import RegimeContract  # noqa: E402
 from kd.testing.tiny import TinyTeacher, tiny_batch, tiny_facts, tiny_net  # noqa: E402
 
@@ -27,7 +35,12 @@ __all__ = [
     "RegimeContract",
     "TinyTeacher",
     "gathered",
+    "naive_convolution",
     "naive_log_softmax",
+    "naive_mse",
+    "naive_norm",
+    "naive_pool",
+    "naive_pooled",
     "naive_targets",
     "tiny_batch",
     "tiny_facts",

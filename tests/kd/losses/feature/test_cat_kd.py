@@ -8,19 +8,7 @@ import torch
 from kd.batch import Outputs, Ports
 from kd.errors import InputError
 from kd.losses.feature.cat_kd import CATKD, class_attention
-from kd.testing import LossContract, tiny_facts
-
-
-def naive_pool(plane, size):
-    def cells(length, count):
-        return [range(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
-
-    rows, columns = cells(len(plane), size[0]), cells(len(plane[0]), size[1])
-    return [[sum(plane[y][x] for y in r for x in c) / len(r) / len(c) for c in columns] for r in rows]
-
-
-def naive_pooled(images, size):
-    return [[naive_pool(plane, size) for plane in image] for image in images]
+from kd.testing import LossContract, naive_pooled, tiny_facts
 
 
 def naive_class_attention(ours, theirs, pool=2, normalize=False):

@@ -7,43 +7,7 @@ from torch import nn
 from kd.batch import Outputs, Ports
 from kd.errors import InputError
 from kd.losses.feature.mgd import MGD, kept
-from kd.testing import LossContract, tiny_batch, tiny_facts
-
-
-def naive_convolution(layer, image):
-    """One image, [channel][row][column], through a convolution that keeps its size."""
-    weight, rows, columns = layer.weight.tolist(), range(len(image[0])), range(len(image[0][0]))
-    bias = [0.0] * len(weight) if layer.bias is None else layer.bias.tolist()
-    reach = layer.kernel_size[0] // 2
-    result = [[[value for _ in columns] for _ in rows] for value in bias]
-    for b, kernels in enumerate(weight):
-        for a, kernel in enumerate(kernels):
-            for i in range(-reach, reach + 1):
-                for j in range(-reach, reach + 1):
-                    for y in rows:
-                        for x in columns:
-                            if y + i in rows and x + j in columns:
-                                result[b][y][x] += kernel[i + reach][j + reach] * image[a][y + i][x + j]
-    return result
-
-
-def naive_pool(plane, size):
-    def cells(length, count):
-        return [range(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
-
-    rows, columns = cells(len(plane), size[0]), cells(len(plane[0]), size[1])
-    return [[sum(plane[y][x] for y in r for x in c) / len(r) / len(c) for c in columns] for r in rows]
-
-
-def naive_pooled(images, size):
-    return [[naive_pool(plane, size) for plane in image] for image in images]
-
-
-def naive_mse(ours, theirs):
-    """Of nested lists of numbers."""
-    if not isinstance(ours, list):
-        return (ours - theirs) ** 2
-    return sum(naive_mse(a, b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+from kd.testing import LossContract, naive_convolution, naive_mse, naive_pooled, tiny_batch, tiny_facts
 
 
 def naive_generated(layers, images):

@@ -8,55 +8,7 @@ import torch
 from kd.batch import Outputs, Ports
 from kd.errors import InputError
 from kd.losses.feature.review_kd import ReviewKD, hcl
-from kd.testing import LossContract, tiny_facts
-
-
-def naive_convolution(layer, image):
-    """One image, [channel][row][column], through a convolution that keeps its size."""
-    weight, rows, columns = layer.weight.tolist(), range(len(image[0])), range(len(image[0][0]))
-    bias = [0.0] * len(weight) if layer.bias is None else layer.bias.tolist()
-    reach = layer.kernel_size[0] // 2
-    result = [[[value for _ in columns] for _ in rows] for value in bias]
-    for b, kernels in enumerate(weight):
-        for a, kernel in enumerate(kernels):
-            for i in range(-reach, reach + 1):
-                for j in range(-reach, reach + 1):
-                    for y in rows:
-                        for x in columns:
-                            if y + i in rows and x + j in columns:
-                                result[b][y][x] += kernel[i + reach][j + reach] * image[a][y + i][x + j]
-    return result
-
-
-def naive_norm(layer, images):
-    """By the statistics of the batch."""
-    result = [[] for _ in images]
-    for channel, (scale, shift) in enumerate(zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)):
-        values = [value for image in images for row in image[channel] for value in row]
-        mean = sum(values) / len(values)
-        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values) + layer.eps)
-        for image, new in zip(images, result, strict=True):
-            new.append([[scale * (x - mean) / deviation + shift for x in row] for row in image[channel]])
-    return result
-
-
-def naive_pool(plane, size):
-    def cells(length, count):
-        return [range(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
-
-    rows, columns = cells(len(plane), size[0]), cells(len(plane[0]), size[1])
-    return [[sum(plane[y][x] for y in r for x in c) / len(r) / len(c) for c in columns] for r in rows]
-
-
-def naive_pooled(images, size):
-    return [[naive_pool(plane, size) for plane in image] for image in images]
-
-
-def naive_mse(ours, theirs):
-    """Of nested lists of numbers."""
-    if not isinstance(ours, list):
-        return (ours - theirs) ** 2
-    return sum(naive_mse(a, b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+from kd.testing import LossContract, naive_convolution, naive_mse, naive_norm, naive_pooled, tiny_facts
 
 
 def naive_hcl(ours, theirs):

@@ -9,15 +9,7 @@ from torch import nn
 from kd.batch import Outputs, Ports
 from kd.errors import InputError
 from kd.losses.feature.vid import VID, vid
-from kd.testing import LossContract, tiny_facts
-
-
-def naive_pool(plane, size):
-    def cells(length, count):
-        return [range(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
-
-    rows, columns = cells(len(plane), size[0]), cells(len(plane[0]), size[1])
-    return [[sum(plane[y][x] for y in r for x in c) / len(r) / len(c) for c in columns] for r in rows]
+from kd.testing import LossContract, naive_pool, tiny_facts
 
 
 def naive_pixels(maps, size):
