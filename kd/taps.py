@@ -47,9 +47,7 @@ def read(model: nn.Module, x: Tensor, needs: Needs) -> Outputs:
     """Run `model` on (N, C, H, W) images in [0, 1] and return its logits and what `needs` asks for, with gradients."""
     if not (needs.embedding or needs.stages or needs.classifier or needs.final):
         return Outputs(model(x))
-    tap = _taps.get(model)
-    if tap is None:  # a copy of a model whose ports were asked, or one whose never were
-        tap = _taps[model] = _choose(model, x[:1])
+    tap = _tap(model, x)
     if needs.before:
         outputs = _with_inputs(model, x, tap)
     else:
@@ -71,6 +69,13 @@ def _with_inputs(model: nn.Module, x: Tensor, tap: Tap) -> Outputs:
         outputs = tap.outputs(model, x, True)
     pairs = zip(tap.activations, outputs.stages, strict=True)
     return outputs._replace(before=tuple(stage if name is None else inputs[name] for name, stage in pairs))
+
+
+@torch.compiler.disable  # compiled code would guard on all entries of the dictionary, which come and go
+def _tap(model: nn.Module, x: Tensor) -> Tap:
+    if model not in _taps:  # a copy of a model whose ports were asked, or one whose never were
+        _taps[model] = _choose(model, x[:1])
+    return _taps[model]
 
 
 def ports(model: nn.Module, channels: int, image_size: tuple[int, int]) -> Ports:
