@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +27,7 @@ from kd.console import say
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
 from kd.errors import DivergedError, InputError
-from kd.evaluate import Predict, inference, score
+from kd.evaluate import answers, score
 from kd.fit import Fit
 from kd.fit import fit as train
 from kd.methods import METHODS
@@ -94,13 +93,13 @@ def learn(name: str, plan: Blueprint, teacher: Any, data: Data, fit: Fit, folder
 
 def compare(folders: dict[str, list[Path]], teacher: teachers.Teacher, data: Data, out: Path) -> Outcome:
     """The step: scores every student on validation and test, and writes methods.json, methods.md and methods.png."""
-    answers = {split: _answers(teacher.predict, data, split) for split in ("val", "test")}
-    rows = [_row("teacher", [answers], [0.0], answers)]
+    known = {split: answers(teacher.predict, data.evaluation(split)) for split in ("val", "test")}
+    rows = [_row("teacher", [known], [0.0], known)]
     for name, places in folders.items():
         models = [students.load(place).eval() for place in places if (place / "blueprint.json").exists()]
-        said = [{split: _answers(model, data, split) for split in ("val", "test")} for model in models]
+        said = [{split: answers(model, data.evaluation(split)) for split in ("val", "test")} for model in models]
         seconds = [json.loads((place / "step.json").read_text())["seconds"] for place in places]
-        rows.append(_row(name, said, seconds, answers) | {"diverged": len(places) - len(models)})
+        rows.append(_row(name, said, seconds, known) | {"diverged": len(places) - len(models)})
     yardstick = next((row["seconds"] for row in rows if row["name"] == YARDSTICK), None)
     for row in rows:
         row["seconds_ratio"] = row["seconds"] / yardstick if yardstick else None
@@ -110,12 +109,6 @@ def compare(folders: dict[str, list[Path]], teacher: teachers.Teacher, data: Dat
 
     atomic_write(out / "methods.png", plots.methods(rows))
     return Outcome("comparison")
-
-
-def _answers(predict: Predict, data: Data, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    with inference(predict):
-        views = [(predict(view.x), view.y) for view in data.evaluation(split)]
-    return torch.cat([logits for logits, _ in views]), torch.cat([y for _, y in views])
 
 
 def _row(name: str, said: list[dict[str, Any]], seconds: list[float], teacher: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -27,7 +26,7 @@ from kd.console import say
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
 from kd.errors import InputError
-from kd.evaluate import score
+from kd.evaluate import answers, score
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,11 @@ def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
     models = {name: _deployed(artefact, name, out, data) for name, artefact in artefacts.items()}
     say("report: latencies, the artefacts taking turns")
     times = latency(models, data.facts.image_shape, seconds=config.latency_seconds, threads=config.threads)
-    answers = {
-        name: {split: _logits(model, data, split) for split in ("val", "test")} for name, model in models.items()
+    said = {
+        name: {split: answers(model, data.evaluation(split)) for split in ("val", "test")}
+        for name, model in models.items()
     }
-    rows = [_row(step, artefacts[step["name"]], models, answers, times, data) for step in steps]
+    rows = [_row(step, artefacts[step["name"]], models, said, times, data) for step in steps]
     _ratios(rows)
     for row, notes in zip(rows, words.problems(rows), strict=True):
         row["notes"] = [*row["notes"], *notes]
@@ -132,16 +132,11 @@ def _deployed(artefact: Artefact, name: str, out: Path, data: Data) -> OnnxModel
     return Export().write(artefact, data, out / "report" / f"{name.replace('/', '-')}.onnx")
 
 
-def _logits(model: OnnxModel, data: Data, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    views = [(model(view.x), view.y) for view in data.evaluation(split)]
-    return torch.cat([logits for logits, _ in views]), torch.cat([y for _, y in views])
-
-
-def _row(step: dict[str, Any], artefact: Artefact, models: Any, answers: Any, times: Any, data: Data) -> dict[str, Any]:
+def _row(step: dict[str, Any], artefact: Artefact, models: Any, said: Any, times: Any, data: Data) -> dict[str, Any]:
     name = step["name"]
     cost = measure_cost(artefact, data.facts.image_shape)
-    teacher = answers["teacher"]["test"][0] if "teacher" in answers else None
-    val, test = score(*answers[name]["val"]), score(*answers[name]["test"], teacher)
+    teacher = said["teacher"]["test"][0] if "teacher" in said else None
+    val, test = score(*said[name]["val"]), score(*said[name]["test"], teacher)
     return {
         "name": name.removeprefix("stages/"),
         "kind": step["kind"],

@@ -74,6 +74,13 @@ def _metrics(sums: Tensor, with_teacher: bool) -> Metrics:
     )
 
 
+def answers(predict: Predict, views: Iterable[View]) -> tuple[Tensor, Tensor]:
+    """All (N, classes) logits about these views, and their labels: what `score` takes."""
+    with inference(predict):
+        pairs = [(predict(view.x), view.y) for view in views]
+    return torch.cat([logits for logits, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
 def score(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> Metrics:
     """Metrics of (N, classes) logits against (N,) labels, and against a teacher's (N, classes) logits."""
     return _metrics(_sums(logits, labels, teacher_logits), teacher_logits is not None)

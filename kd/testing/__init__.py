@@ -18,6 +18,7 @@ from kd.testing.batch_norm import GatheredBatchNorm, gathered  # noqa: E402
 from kd.testing.graph import trained_by  # noqa: E402
 from kd.testing.loss_contract import LossContract  # noqa: E402
 from kd.testing.naive import (  # noqa: E402
+    naive_connector,
     naive_convolution,
     naive_log_softmax,
     naive_mse,
@@ -35,6 +36,7 @@ __all__ = [
     "RegimeContract",
     "TinyTeacher",
     "gathered",
+    "naive_connector",
     "naive_convolution",
     "naive_log_softmax",
     "naive_mse",

@@ -75,3 +75,11 @@ def naive_norm(layer: nn.BatchNorm2d, images: Sequence[Image]) -> list[Image]:
         for image, new in zip(images, result, strict=True):
             new.append([[scale * (x - mean) / deviation + shift for x in row] for row in image[channel]])
     return result
+
+
+def naive_connector(connector: nn.Sequential, images: Sequence[Image]) -> list[Image]:
+    """Images through a convolution and its BatchNorm."""
+    convolution, norm = connector
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return naive_norm(norm, [naive_convolution(convolution, image) for image in images])

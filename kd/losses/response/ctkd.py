@@ -32,7 +32,7 @@ class CTKD(Loss):
         self.theta = nn.Parameter(torch.ones(()))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        return kd(student.logits, teacher.logits, self.temperature(batch.clock))  # type: ignore[arg-type]
+        return kd(student.logits, teacher.logits, self.temperature(batch.clock))
 
     def temperature(self, clock: Clock) -> Tensor:
         """The temperature at present, whose gradient reaches `theta` reversed."""

@@ -11,7 +11,7 @@ from kd.loss import Loss
 from kd.tensors import expect, pair
 
 
-def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+def kd(student: Tensor, teacher: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """Batch mean of T²·KL(softmax(teacher / T) ‖ softmax(student / T)), of (N, C) logits each.
 
     T² keeps the gradient's size independent of the temperature.

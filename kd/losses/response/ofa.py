@@ -56,7 +56,7 @@ class OFA(Loss):
             if not -count <= stage < count:
                 raise InputError("OFA.stages", stage, f"the student has {count} stages")
         width = max(student.embedding, teacher.embedding)
-        self.exits = nn.ModuleList(_exit(student.stages[stage:], width, student.classes) for stage in self.stages)
+        self.exits = nn.ModuleList(stage_exit(student.stages[stage:], width, student.classes) for stage in self.stages)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         assert self.stages is not None
@@ -65,7 +65,7 @@ class OFA(Loss):
         return torch.stack([ofa(x, teacher.logits, batch.y, self.eps, self.temperature) for x in logits]).sum()
 
 
-def _exit(stages: Sequence[tuple[int, int, int]], width: int, classes: int) -> nn.Sequential:
+def stage_exit(stages: Sequence[tuple[int, int, int]], width: int, classes: int) -> nn.Sequential:
     """From the first map to logits: halved to the size of the last one, once at least before it, up to `width`."""
     (channels, *size), (_, *last) = stages[0], stages[-1]
     ratio = max(ours / theirs for ours, theirs in zip(size, last, strict=True))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd.batch import Batch, Facts, Needs, Outputs, Step
 from kd.errors import InputError
 from kd.losses.response.cross_entropy import cross_entropy
-from kd.losses.response.ofa import _exit
+from kd.losses.response.ofa import stage_exit
 from kd.regimes.regime import Regime
 from kd.regimes.supervised import student_ports
 from kd.taps import read
@@ -77,7 +77,7 @@ class BYOT(Regime):
             if not -count <= stage < count or stage % count == count - 1:
                 raise InputError("BYOT.stages", stage, f"the student has {count} stages, the last of which is its end")
         self.stages = stages
-        exits = [_exit(found.stages[stage:], found.embedding, found.classes) for stage in stages]
+        exits = [stage_exit(found.stages[stage:], found.embedding, found.classes) for stage in stages]
         self.exits = nn.ModuleList(layers[:-1] for layers in exits)
         self.classifiers = nn.ModuleList(layers[-1] for layers in exits)
 

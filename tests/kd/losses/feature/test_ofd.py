@@ -9,24 +9,7 @@ import torch
 from kd.batch import Ports
 from kd.errors import InputError
 from kd.losses.feature.ofd import OFD, ofd, ofd_margin
-from kd.testing import LossContract, naive_pool, tiny_facts
-
-
-def naive_connector(connector, maps):
-    """A 1x1 convolution and BatchNorm by the statistics of the batch, on (N, C, H, W) nested lists."""
-    convolution, norm = connector
-    places = [(y, x) for y in range(len(maps[0][0])) for x in range(len(maps[0][0][0]))]
-    result = [[] for _ in maps]
-    rows = zip(convolution.weight.flatten(1).tolist(), norm.weight.tolist(), norm.bias.tolist(), strict=True)
-    for weights, scale, shift in rows:
-        planes = [{p: sum(w * c[p[0]][p[1]] for w, c in zip(weights, m, strict=True)) for p in places} for m in maps]
-        values = [value for plane in planes for value in plane.values()]
-        mean = sum(values) / len(values)
-        deviation = math.sqrt(sum((x - mean) ** 2 for x in values) / len(values) + norm.eps)
-        for out, plane in zip(result, planes, strict=True):
-            normal = {p: scale * (x - mean) / deviation + shift for p, x in plane.items()}
-            out.append([[normal[y, x] for x in range(len(maps[0][0][0]))] for y in range(len(maps[0][0]))])
-    return result
+from kd.testing import LossContract, naive_connector, naive_pool, tiny_facts
 
 
 def naive_ofd(student, teacher, margins):
