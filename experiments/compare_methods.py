@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.table import Table
 import students
 import teachers
 from experiments import cli, train_teacher
-from experiments.config import StudentConfig, TeacherConfig, blueprint, seeded
+from experiments.config import StudentConfig, TeacherConfig, blueprint
 from experiments.steps import Outcome, Run, in_main_process
 from kd.batch import Needs
 from kd.checkpoint import atomic_write
@@ -29,9 +30,8 @@ from kd.data import load as load_data
 from kd.errors import DivergedError, InputError
 from kd.evaluate import answers, score
 from kd.fit import Fit
-from kd.fit import fit as train
-from kd.methods import METHODS
-from students import Blueprint
+from kd.methods import METHODS, Setting
+from kd.phases import train
 
 BASELINE, YARDSTICK = "scratch", "KD"
 
@@ -46,7 +46,8 @@ class CompareConfig:
         seeds: of weights, order and dropout, with commas between them.
         data: what all learn from.
         teacher: the large model.
-        student: the small one; methods of several nets train that many of it.
+        student: the small one; ONE trains three of it.
+        others: further nets: the peers of DML and KDCL (none: a second student), the assistants of TAKD in order.
         fit: how each is trained.
     """
 
@@ -56,6 +57,7 @@ class CompareConfig:
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
+    others: tuple[StudentConfig, ...] = ()
     fit: Fit = Fit()
 
 
@@ -76,19 +78,26 @@ def seeds(config: CompareConfig) -> list[int]:
         raise InputError("seeds", config.seeds, "must be whole numbers with commas between them") from error
 
 
-def learn(name: str, plan: Blueprint, teacher: Any, data: Data, fit: Fit, folder: Path, seed: int) -> Outcome:
-    """The step: a student of this blueprint is trained by one method; leaves a model folder, unless it diverged."""
-    schedule = seeded(fit, seed)
-    regime = METHODS[name].regime(plan.build, teacher, schedule.epochs)
+def learn(name: str, setting: Setting, data: Data, fit: Fit, folder: Path, seed: int) -> Outcome:
+    """The step: a student is trained by one method; leaves a model folder, unless it diverged."""
+    phases = METHODS[name].phases(setting, fit.epochs)
     try:
-        history = train(regime, data, schedule, folder, label=name)
+        trained = train(phases, data, replace(fit, seed=seed), folder, label=name)
     except DivergedError as error:  # a result too, and no reason to lose the others
         say(str(error))
         return Outcome("diverged", notes=(str(error),))
+    regime, history = trained[-1]
     shipped = regime.deploy(history.best_name)
-    assert isinstance(shipped, students.Classifier)
     in_main_process(lambda: students.save(shipped, folder))
-    return Outcome("student", seconds=history.seconds, curve=history.epochs, details={"shipped": history.best_name})
+    seconds = sum(history.seconds for _, history in trained)
+    return Outcome("student", seconds=seconds, curve=history.epochs, details={"ranking": history.ranking})
+
+
+def check(names: Iterable[str], setting: Setting, data: Data, fit: Fit) -> None:
+    """Raise InputError for a method that cannot work with these nets, before any of them trains."""
+    for name in names:
+        first = next(METHODS[name].phases(setting, fit.epochs))
+        first.regime.bind(data.facts)
 
 
 def compare(folders: dict[str, list[Path]], teacher: teachers.Teacher, data: Data, out: Path) -> Outcome:
@@ -156,16 +165,19 @@ def _show(out: Path) -> None:
 def main(config: CompareConfig, resolved: str) -> None:
     data, methods, draws = load_data(config.data), names(config), seeds(config)
     train_teacher.check(config.teacher, data)
-    plan = blueprint(config.student.name, config.student.width, config.student.depth, data)
-    plan.build("meta")
+    nets = [blueprint(net.name, net.width, net.depth, data) for net in (config.student, *config.others)]
+    for net in nets:
+        net.build("meta")
     run = Run(Path(config.out), resolved, cli.command("compare_methods"))
     teacher = train_teacher.guide(config.teacher, data, run, 0, Needs(embedding=True))
+    setting = Setting(nets[0].build, teacher, teachers.Teacher, tuple(net.build for net in nets[1:]))
     folders: dict[str, list[Path]] = {name: [] for name in (BASELINE, *methods)}
+    check(folders, setting, data, config.fit)
     for seed in draws:
         for name in folders:
 
             def work(folder: Path, name: str = name, seed: int = seed) -> Outcome:
-                return learn(name, plan, teacher, data, config.fit, folder, seed)
+                return learn(name, setting, data, config.fit, folder, seed)
 
             folders[name].append(run.step(f"{name}/seed-{seed}", work))
     live = teacher.teacher if isinstance(teacher, teachers.Cached) else teacher

@@ -116,6 +116,14 @@ class History:
     def seconds(self) -> float:
         return sum(epoch["seconds"] for epoch in self.epochs)
 
+    @property
+    def ranking(self) -> dict[str, float]:
+        """Top-1 of each candidate in the epoch that was kept, best first."""
+        best = self.epochs[self.best_epoch]
+        scores = {name.removeprefix("top1_val_"): best[name] for name in best if name.startswith("top1_val_")}
+        scores = scores or {self.best_name: self.best_top1}
+        return dict(sorted(scores.items(), key=lambda item: -item[1]))
+
 
 def make_accelerator(config: Fit, folder: Path | None = None) -> Accelerator:
     """An Accelerator for one fit of this configuration, in a process that may have had one for another before."""
@@ -285,7 +293,8 @@ def fit(
     accelerator: Accelerator | None = None,
     label: str = "training",
 ) -> History:
-    """Train `regime` on `data` and leave it with the weights that were selected on validation.
+    """Train `regime` on `data` and leave it with the weights that were selected on validation, or, where it has no
+    candidates, with the last.
 
     Args:
         folder: checkpoints, metrics.jsonl and tracker events go here, and a run that was killed resumes from here, bit
@@ -407,15 +416,17 @@ def _close_epoch(run: _Run) -> dict[str, Any]:
     _check(run)
     history, candidates = run.history, run.shipped.candidates()
     means = run.accelerator.reduce(torch.stack(list(run.sums.values())), "mean").tolist()
-    _agree(candidates.values())
+    _agree(candidates.values() or (run.shipped,))
     record: dict[str, Any] = {"epoch": run.epoch, "lr": run.optimizer.param_groups[0]["lr"]}
     record |= dict(zip(run.sums, means, strict=True))
     scores = {name: _validate(candidate, run) for name, candidate in candidates.items()}
-    name = max(scores, key=lambda key: scores[key])
-    record["top1_val"] = scores[name]
+    name = max(scores, key=lambda key: scores[key], default="")
+    top1 = scores.get(name, -math.inf)
+    if scores:
+        record["top1_val"] = top1
     record |= {f"top1_val_{key}": score for key, score in scores.items() if len(scores) > 1}
-    if scores[name] > history.best_top1 or run.config.select == "last":
-        history.best_top1, history.best_epoch, history.best_name = scores[name], run.epoch, name
+    if top1 > history.best_top1 or run.config.select == "last" or not scores:
+        history.best_top1, history.best_epoch, history.best_name = top1, run.epoch, name
         run.best = {key: value.detach().cpu().clone() for key, value in run.shipped.state_dict().items()}
     run.tick()
     record["seconds"] = run.seconds

@@ -132,5 +132,6 @@ class Objective(nn.Module):
                     parts[name] = loss(*whole)
                 else:
                     parts[name] = loss(student, teacher, batch)
-            total = sum(self.weight(name, batch.clock.epoch) * part for name, part in parts.items())
-            return torch.as_tensor(total), parts  # not detached: torch.compile (2.14) would detach the total too
+            idle = student.logits[:0].sum()  # nothing, but no parameter may be without a gradient, or DDP aborts
+            total = sum((self.weight(name, batch.clock.epoch) * part for name, part in parts.items()), idle)
+            return total, parts  # not detached: torch.compile (2.14) would detach the total too

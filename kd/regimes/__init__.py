@@ -1,5 +1,6 @@
-"""Who learns from whom: `Supervised` and `Offline`, peers that learn `online`, nets that learn from themselves."""
+"""Who learns from whom: `Supervised`, `Offline` with its `Initial` phases, `online` peers, self-distillation."""
 
+from kd.regimes.initial import Initial
 from kd.regimes.offline import Offline
 from kd.regimes.online.dml import DML
 from kd.regimes.online.kdcl import KDCL
@@ -24,6 +25,7 @@ __all__ = [
     "USKD",
     "Frozen",
     "Guide",
+    "Initial",
     "Offline",
     "Regime",
     "Supervised",

@@ -38,8 +38,8 @@ class Offline(Regime):
         return tuple(self.teacher.guide(view, self.objective.needs) for view in batch.views)
 
     def forward(self, batch: Batch, guides: tuple[Outputs, ...]) -> Step:
-        outputs = _together([read(self.student, view.x, self.objective.needs) for view in batch.views])
-        loss, parts = self.objective(outputs, _together(guides), batch)
+        outputs = together([read(self.student, view.x, self.objective.needs) for view in batch.views])
+        loss, parts = self.objective(outputs, together(guides), batch)
         return Step(loss, parts, outputs.logits.detach())
 
     def after_step(self, batch: Batch, step: Step) -> None:
@@ -49,6 +49,6 @@ class Offline(Regime):
         return {"student": self.objective.deployed(self.student)}
 
 
-def _together(views: Sequence[Outputs]) -> Outputs:
+def together(views: Sequence[Outputs]) -> Outputs:
     """What is said about the first view, and with it about the others."""
     return views[0]._replace(others=tuple(views[1:]))

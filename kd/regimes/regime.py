@@ -37,7 +37,7 @@ class Regime(nn.Module):
         """Write banks and move momentum peers, after each batch but one whose optimiser step AMP skipped."""
 
     def candidates(self) -> dict[str, nn.Module]:
-        """The models that could be shipped, by name; `fit` scores each on validation."""
+        """The models that could be shipped, by name, to be scored on validation; none in a phase before others."""
         raise NotImplementedError(f"{type(self).__name__} ships nothing: override candidates")
 
     def deploy(self, name: str | None = None) -> nn.Module:

@@ -111,6 +111,8 @@ class RegimeContract:
         regime.eval()
         x = self.batch(regime).x
         expected = {name: candidate(x) for name, candidate in regime.candidates().items()}
+        if not expected:
+            pytest.skip("has no candidates: a phase before the one that ships")
         for name, logits in expected.items():
             assert torch.equal(regime.deploy(name)(x), logits)
         assert torch.equal(regime.deploy()(x), next(iter(expected.values())))

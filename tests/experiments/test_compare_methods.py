@@ -14,7 +14,7 @@ SMALL = [
 
 
 def run(capfd, *arguments):
-    status = cli.run("compare_methods", CompareConfig, compare_methods.main, [*map(str, arguments), *SMALL])
+    status = cli.run("compare_methods", CompareConfig, compare_methods.main, [*SMALL, *map(str, arguments)])
     return status, *capfd.readouterr()
 
 
@@ -38,6 +38,27 @@ def test_methods_are_compared_over_seeds_and_the_comparison_resumes(capfd, tmp_p
     _, again, news = run(capfd, *arguments)
     assert again == shown
     assert "starts" not in news
+
+
+def test_methods_of_several_nets_and_phases(capfd, tmp_path):
+    others = "[{name: cifar_resnet14, width: 0.5}]"
+    arguments = ("--methods", "DML,TAKD,AB", "--seeds", "0", "--others", others, "--fit.epochs", "2")
+    status, _, errors = run(capfd, "--out", tmp_path / "run", *arguments)
+    assert status == 0, errors
+    ranking = json.loads((tmp_path / "run/DML/seed-0/step.json").read_text())["details"]["ranking"]
+    assert sorted(ranking) == ["peer0", "peer1"]
+    assert list(ranking.values()) == sorted(ranking.values(), reverse=True)
+    shipped = json.loads((tmp_path / "run/DML/seed-0/blueprint.json").read_text())["name"]
+    assert shipped == {"peer0": "cifar_resnet8", "peer1": "cifar_resnet14"}[next(iter(ranking))]
+    assert (tmp_path / "run/TAKD/seed-0/assistant-1/metrics.jsonl").exists()
+    assert (tmp_path / "run/AB/seed-0/initial/metrics.jsonl").exists()
+
+
+def test_a_method_that_cannot_work_is_told_before_any_trains(capfd, tmp_path):
+    status, _, errors = run(capfd, "--out", tmp_path / "run", "--methods", "KD,FSP,TAKD", "--fit.epochs", "2")
+    assert status == 2
+    assert errors.strip().splitlines()[-1].startswith("error: FSP.stages: ")
+    assert not (tmp_path / "run/KD").exists()
 
 
 @pytest.mark.parametrize(("field", "value"), [("methods", "KD,Magic"), ("seeds", "0,one")])

@@ -20,7 +20,7 @@ import kd
 import students
 from kd.batch import Batch, Clock
 from kd.data import Augment, DataConfig, load
-from kd.methods import METHODS
+from kd.methods import METHODS, Setting
 from kd.testing import gathered
 from teachers import Teacher
 
@@ -29,14 +29,25 @@ STEPS, SAMPLES = 10, 16
 
 
 def train(name, data, world=1, rank=0):
-    """The state of a regime after ten steps, and the loss of each."""
+    """The state of each phase's regime after ten steps, and the loss of each step."""
     torch.manual_seed(0)
-    teacher = Teacher(students.create("cifar_resnet8", width=0.5, **NET), image_size=8, channels=1, fold=False)
-    make = partial(students.create, "cifar_resnet8", width=0.25, **NET)
-    regime = METHODS[name].regime(make, teacher, 2)
+    make = partial(partial, students.create, **NET)
+    teacher = frozen(make("cifar_resnet14", width=0.25)())
+    setting = Setting(make("cifar_resnet8", width=0.25), teacher, frozen, (make("cifar_resnet14", width=0.25),))
+    found = {}
     torch.manual_seed(1)
+    for phase in METHODS[name].phases(setting, 2):
+        found |= {f"{phase.name} {key}": value for key, value in steps(phase.regime, data, world, rank).items()}
+        torch.manual_seed(1)
+    return found
+
+
+def frozen(model):
+    return Teacher(model.double(), image_size=8, channels=1, fold=False)
+
+
+def steps(regime, data, world, rank):
     regime.bind(data.facts)
-    teacher.model.double()
     gathered(regime.double()).train()
     model = nn.parallel.DistributedDataParallel(regime, broadcast_buffers=False) if world > 1 else regime
     optimizer = torch.optim.SGD(regime.parameters(), lr=0.001, momentum=0.9)
@@ -53,7 +64,7 @@ def train(name, data, world=1, rank=0):
         regime.after_step(batch, step)
         found[f"loss {number}"] = step.loss.detach()
     assert len(found) == STEPS
-    return found | regime.state_dict()
+    return found | {name: value.clone() for name, value in regime.state_dict().items()}
 
 
 def digits():
@@ -78,7 +89,7 @@ def test_two_processes_are_one(two, name):
     one = train(name, digits())
     assert set(first) == set(one)
     for key, value in one.items():
-        if key.startswith("loss"):
+        if " loss " in key:
             mean = (first[key] + second[key]) / 2  # each has the mean of its samples, or the whole
             torch.testing.assert_close(mean, value, rtol=1e-7, atol=1e-9)
         else:
