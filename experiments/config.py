@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 
@@ -24,7 +25,8 @@ class TeacherConfig:
 
     Attributes:
         source: a timm or torchvision name (pretrained), a .safetensors or weights-only checkpoint, a model folder or a
-            run folder. Nothing: train `architecture` on the data.
+            run folder. A list of several makes an ensemble. Nothing: train `architecture` on the data.
+        weighting: of an ensemble: the "mean" of its logits, or by each teacher's "confidence" in the label.
         architecture: the net that is trained here, or whose weights a bare file holds.
         normalize: mean and standard deviation a channel, which a bare file does not tell; None: those of the data.
         image_size: the resolution at which a source works, where it is not its own.
@@ -32,13 +34,23 @@ class TeacherConfig:
         fit: how it is trained here.
     """
 
-    source: str | None = None
+    source: tuple[str, ...] | str | None = None
+    weighting: Literal["mean", "confidence"] = "mean"
     architecture: str | None = None
     normalize: Normalize | None = None
     image_size: int | None = None
     width: float = 1.0
     depth: float = 1.0
     fit: Fit = Fit()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, tuple) and self.weighting != "mean":
+            raise InputError("teacher.weighting", self.weighting, "is for a list of sources")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """None, one or several."""
+        return self.source if isinstance(self.source, tuple) else (self.source,) * (self.source is not None)
 
 
 @dataclass(frozen=True)

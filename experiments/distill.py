@@ -51,7 +51,7 @@ class DistillConfig:
 
 def distill(
     plan: Blueprint,
-    teacher: teachers.Teacher | teachers.Cached,
+    teacher: teachers.AnyTeacher,
     data: Data,
     objective: Objective,
     config: Fit,

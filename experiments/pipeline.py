@@ -59,6 +59,8 @@ class PipelineConfig:
 def main(config: PipelineConfig, resolved: str) -> None:
     if processes().num_processes > 1:
         raise InputError("num_processes", processes().num_processes, "the pipeline is one process; distill takes many")
+    if isinstance(config.teacher.source, tuple):
+        raise InputError("teacher.source", config.teacher.source, "the report measures one teacher; distill takes many")
     data, seed, objective = load_data(config.data), config.seed, config.objective.build(config.loss)
     train_teacher.check(config.teacher, data)
     search.check(config.search, data)

@@ -56,7 +56,7 @@ def check(config: SearchConfig, data: Data) -> None:
 
 def find(
     config: SearchConfig,
-    teacher: teachers.Teacher | teachers.Cached,
+    teacher: teachers.AnyTeacher,
     data: Data,
     objective: Callable[[], Objective],
     folder: Path,

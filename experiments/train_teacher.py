@@ -48,7 +48,7 @@ def check(config: TeacherConfig, data: Data) -> None:
             )
         _plan(config, data).build("meta")
     else:
-        if config.image_size is not None and Path(config.source).is_dir():
+        if config.image_size is not None and any(Path(source).is_dir() for source in config.sources):
             raise InputError(
                 "teacher.image_size", config.image_size, "is not for a folder: its blueprint tells the size"
             )
@@ -56,9 +56,11 @@ def check(config: TeacherConfig, data: Data) -> None:
 
 
 def obtain(config: TeacherConfig, data: Data, folder: Path, seed: int) -> Outcome:
-    """The step: leaves a model folder."""
+    """The step: leaves a model folder, or one for each of an ensemble."""
     if config.source is not None:
-        in_main_process(lambda: students.save(_load(config, data).model, folder))
+        loaded = _load(config, data)
+        places = _places(config, folder)
+        in_main_process(lambda: [students.save(each.model, place) for each, place in zip(loaded, places, strict=True)])
         return Outcome(
             "teacher",
             notes=("The teacher was loaded, not trained here: it may have seen the validation images.",),
@@ -71,19 +73,29 @@ def obtain(config: TeacherConfig, data: Data, folder: Path, seed: int) -> Outcom
     return Outcome("teacher", seconds=history.seconds, curve=history.epochs)
 
 
-def open_teacher(folder: Path) -> teachers.Teacher:
-    """The frozen teacher that `obtain` left in `folder`."""
-    model = students.load(folder)
-    return teachers.Teacher(model, image_size=model.blueprint.image_size, channels=model.blueprint.in_chans)
+def open_teacher(config: TeacherConfig, folder: Path) -> teachers.Teacher | teachers.Ensemble:
+    """The frozen teacher, or the ensemble, that `obtain` left in `folder`."""
+    models = [students.load(place) for place in _places(config, folder)]
+    frozen = [
+        teachers.Teacher(model, image_size=model.blueprint.image_size, channels=model.blueprint.in_chans)
+        for model in models
+    ]
+    return teachers.Ensemble(frozen, config.weighting) if isinstance(config.source, tuple) else frozen[0]
 
 
-def guide(config: TeacherConfig, data: Data, run: Run, seed: int, needs: Needs) -> teachers.Teacher | teachers.Cached:
+def guide(config: TeacherConfig, data: Data, run: Run, seed: int, needs: Needs) -> teachers.AnyTeacher:
     """The step, and what students learn from: where draws are bounded, answers are stored and asked for once."""
     folder = run.step("teacher", lambda folder: obtain(config, data, folder, seed))
-    teacher = open_teacher(folder)
+    teacher = open_teacher(config, folder)
     if data.augment.views is None or needs.stages:  # maps are too large to store
         return teacher
     return teachers.Cached(teacher, folder / "answers", data, needs)
+
+
+def _places(config: TeacherConfig, folder: Path) -> list[Path]:
+    """The model folders of the step."""
+    several = isinstance(config.source, tuple)
+    return [folder / str(number) for number in range(len(config.sources))] if several else [folder]
 
 
 def _plan(config: TeacherConfig, data: Data) -> students.Blueprint:
@@ -94,18 +106,18 @@ def _plan(config: TeacherConfig, data: Data) -> students.Blueprint:
     return replace(plan, normalize=config.normalize) if config.normalize else plan
 
 
-def _load(config: TeacherConfig, data: Data) -> teachers.Teacher:
-    assert config.source is not None
+def _load(config: TeacherConfig, data: Data) -> list[teachers.Teacher]:
+    """Of each source. Raises InputError for a list of none."""
     loaded = teachers.load(
-        config.source,
+        config.sources,
         classes=data.facts.classes,
         channels=data.facts.channels,
         image_size=config.image_size,
         architecture=config.architecture,
         normalize=config.normalize,
     )
-    assert isinstance(loaded, teachers.Teacher)  # one source, one teacher
-    return loaded
+    assert isinstance(loaded, teachers.Ensemble)
+    return list(loaded.teachers)
 
 
 def main(config: TrainTeacherConfig, resolved: str) -> None:

@@ -32,10 +32,9 @@ from search.journal import alone, open_study
 from search.pareto import Point, front, select
 from search.space import Space
 from students import Blueprint
-from teachers import Cached, Ensemble, Teacher
+from teachers import AnyTeacher, Cached, Ensemble, Teacher
 
 PROPOSALS = 20  # a trial, counting those that are too large or were seen before
-AnyTeacher = Teacher | Ensemble | Cached
 Record = dict[str, Any]
 
 

@@ -5,4 +5,6 @@ from teachers.ensemble import Ensemble
 from teachers.load import load
 from teachers.teacher import Adapted, Teacher
 
-__all__ = ["Adapted", "Cached", "Ensemble", "Teacher", "load"]
+AnyTeacher = Teacher | Ensemble | Cached
+
+__all__ = ["Adapted", "AnyTeacher", "Cached", "Ensemble", "Teacher", "load"]

@@ -38,6 +38,30 @@ def test_a_loss_of_the_users_own_keeps_its_contract(tmp_path):
     assert python(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider").returncode == 1
 
 
+def test_a_regime_of_the_users_own_keeps_its_contract_and_trains(tmp_path):
+    for name in ("my_regimes.py", "test_my_regimes.py", "train_mine.py"):
+        (tmp_path / name).write_text(file("CONTRIBUTING.md", name))
+    done = python(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) >= 8
+    first = python(tmp_path, "train_mine.py")
+    assert first.returncode == 0, first.stderr
+    assert students.load(tmp_path / "runs/mine/student").blueprint.width == 0.25
+    assert "epoch 1/2" in first.stderr
+    assert "epoch 1/2" not in python(tmp_path, "train_mine.py").stderr, "it had been done"
+    broken = (
+        file("CONTRIBUTING.md", "my_regimes.py")
+        .replace("self.average = ", "self._kept = [")
+        .replace("requires_grad_(False)", "requires_grad_(False)]")
+        .replace("self.average", "self._kept[0]")
+    )
+    (tmp_path / "my_regimes.py").write_text(broken)
+    (tmp_path / "test_my_regimes.py").write_text(
+        file("CONTRIBUTING.md", "test_my_regimes.py").replace("regime.average", "regime._kept[0]")
+    )
+    assert "test_state_dict_restores_everything" in python(tmp_path, "-m", "pytest", "-q").stdout
+
+
 def test_the_example_of_the_library_runs(tmp_path):
     teacher = students.create("cifar_resnet8", num_classes=10, in_chans=1, image_size=8)
     students.save(teacher, tmp_path / "runs/digits/teacher")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import students
-from experiments import cli, compress, distill, evaluate, report, search, train_teacher
+from experiments import cli, compare_methods, compress, distill, evaluate, report, search, train_teacher
 from experiments.steps import chain
 from search import SearchConfig
 
@@ -49,6 +49,23 @@ def test_one_step_hands_on_to_the_next(run, tmp_path):
         for model in ("smaller/stages/02-export", "smaller/stages/02-export/model.onnx"):
             told = run("evaluate", evaluate.EvaluateConfig, evaluate.main, "--model", model, *SHORT, "--split", split)
             assert json.loads(told)["top1"] == rows["02-export"][key]
+
+
+def test_several_teachers_teach_together(run, tmp_path):
+    for out, name in (("first", "cifar_resnet8"), ("second", "cifar_resnet14")):
+        architecture = ["--teacher.architecture", name, *TEACHER[2:]]
+        run("train_teacher", train_teacher.TrainTeacherConfig, train_teacher.main, "--out", out, *SHORT, *architecture)
+    given = ["--teacher.source", "[first, second]", "--teacher.weighting", "confidence"]
+    student = ["--student.name", "cifar_resnet8", "--student.width", "0.5", *FIT]
+    run("distill", distill.DistillConfig, distill.main, "--out", "small", *SHORT, *given, *student)
+    kept = [students.load(tmp_path / "small/teacher" / number).blueprint.name for number in "01"]
+    assert kept == ["cifar_resnet8", "cifar_resnet14"]
+    assert students.load(tmp_path / "small/student").blueprint.width == 0.5
+    options = ["--out", "both", "--methods", "KD", "--seeds", "0"]
+    run("compare_methods", compare_methods.CompareConfig, compare_methods.main, *options, *SHORT, *given, *student)
+    rows = json.loads((tmp_path / "both/methods.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["teacher", "scratch", "KD"]
+    assert rows[0]["agreement"] == [100]
 
 
 def test_the_search_alone_leaves_a_blueprint(run, tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from kd.batch import Facts, Needs, View
 from kd.errors import InputError
 from students import Blueprint
 from teachers import Ensemble, Teacher
+from teachers.ensemble import confidence
 
 
 def net(seed: int = 0, **kwargs: object) -> nn.Module:
@@ -111,6 +114,38 @@ def test_an_ensemble_answers_with_the_mean_logits_and_all_embeddings() -> None:
     ports = ensemble.ports(facts())
     assert (ports.classes, ports.embedding, ports.stages) == (5, 32, ())
     assert ensemble.identity() != Ensemble([second, second]).identity()
+
+
+def test_the_weights_of_confidence_against_a_loop() -> None:
+    torch.manual_seed(0)
+    logits, soft = torch.randn(3, 4, 5, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64).softmax(1)
+    for target in (torch.tensor([0, 4, 2, 2]), soft):
+        weights = confidence(logits, target)
+        for n in range(4):
+            losses = []
+            for z in logits[:, n].tolist():
+                norm = math.log(sum(math.exp(v) for v in z))
+                truth = target[n].tolist() if target.dim() == 2 else [float(c == target[n]) for c in range(5)]
+                losses.append(-sum(p * (v - norm) for p, v in zip(truth, z, strict=True)))
+            total = sum(map(math.exp, losses))
+            for k, loss in enumerate(losses):
+                assert weights[k, n].item() == pytest.approx((1 - math.exp(loss) / total) / 2, rel=1e-12)
+        torch.testing.assert_close(weights.sum(0), torch.ones(4, dtype=torch.float64))
+
+
+def test_an_ensemble_may_trust_each_teacher_as_far_as_it_knows_the_label() -> None:
+    members = [Teacher(net(seed)) for seed in (0, 1, 2)]
+    answers = torch.stack([member(view(), Needs()).logits for member in members])
+    weights = confidence(answers, view().y)
+    expected = sum(weight[:, None] * logits for weight, logits in zip(weights, answers, strict=True))
+    trusting = Ensemble(members, "confidence")
+    torch.testing.assert_close(trusting(view(), Needs()).logits, expected)
+    torch.testing.assert_close(trusting.predict(view().x), answers.mean(0))
+    assert trusting.identity() != Ensemble(members).identity()
+    alone = Ensemble(members[:1], "confidence")
+    torch.testing.assert_close(alone(view(), Needs()).logits, answers[0])
+    with pytest.raises(InputError, match=r"teacher\.weighting: median: must be one of: mean, confidence"):
+        Ensemble(members, "median")  # type: ignore[arg-type]
 
 
 def test_runs_channels_last_folded_and_without_a_graph() -> None:
