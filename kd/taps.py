@@ -87,7 +87,7 @@ def ports(model: nn.Module, channels: int, image_size: tuple[int, int]) -> Ports
         tap = _taps[model] = _choose(model, blank)
         with inference(model), _recording(model, lambda name, module: isinstance(module, nn.BatchNorm2d)) as norms:
             outputs = tap.outputs(model, blank, True)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # a vision transformer asserts the size it was made for
         size = f"{channels}x{image_size[0]}x{image_size[1]}"
         raise InputError("data.image_size", size, f"{_name(model)} cannot take it ({error})") from error
     assert outputs.embedding is not None
@@ -111,8 +111,17 @@ def _final(outputs: Outputs) -> tuple[int, int, int] | None:
 def _with_final(outputs: Outputs, final: Tensor | None) -> Outputs:
     """Outputs with the map that could be what is averaged: of as many channels as the embedding has values."""
     assert outputs.embedding is not None
-    fits = final is not None and final.dim() == 4 and final.shape[1] == outputs.embedding.shape[1]
-    return outputs._replace(extra={"final": final}) if final is not None and fits else outputs
+    if final is None:
+        return outputs
+    channels = outputs.embedding.shape[1]
+    if final.dim() == 3 and outputs.stages:  # tokens, after those of classes
+        height, width = outputs.stages[-1].shape[2:]
+        if final.shape[1] >= height * width:
+            final = final[:, -height * width :].unflatten(1, (height, width))
+    if final.dim() == 4 and final.shape[1] != channels:
+        final = final.permute(0, 3, 1, 2)
+    fits = final.dim() == 4 and final.shape[1] == channels
+    return outputs._replace(extra={"final": final}) if fits else outputs
 
 
 def _norm(model: nn.Module, norms: Record, stage: Tensor) -> Norm | None:

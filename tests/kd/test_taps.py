@@ -101,6 +101,8 @@ def test_a_model_without_a_linear_classifier_is_refused():
 def test_an_image_that_the_model_cannot_take_is_refused():
     with pytest.raises(InputError, match=r"data\.image_size: 1x8x8"):
         ports(Plain(), 1, (8, 8))
+    with pytest.raises(InputError, match=r"data\.image_size: 3x32x32: VisionTransformer cannot take it"):
+        ports(timm.create_model("vit_tiny_patch16_224", img_size=64), 3, (32, 32))
 
 
 BEFORE = Needs(stages=(-1,), before=True)
@@ -176,18 +178,22 @@ def test_ports_of_nets_without_batch_norm():
     assert ports(Plain(), 3, (16, 16)).norms[:2] == (None, None)
 
 
+SWIN = {"img_size": 64, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
+
+
 @pytest.mark.parametrize(
-    ("name", "shape"),
+    ("name", "options", "shape"),
     [
-        ("resnet10t", (512, 2, 2)),
-        ("efficientnet_b0", (1280, 2, 2)),  # widened after the last stage
-        ("vit_tiny_patch16_224", None),  # a class token
-        ("convnext_atto", None),  # a norm after the pooling
+        ("resnet10t", {}, (512, 2, 2)),
+        ("efficientnet_b0", {}, (1280, 2, 2)),  # widened after the last stage
+        ("swin_tiny_patch4_window7_224", SWIN, (32, 8, 8)),  # channels last
+        ("vit_tiny_patch16_224", {"img_size": 64}, None),  # a class token
+        ("vit_tiny_patch16_224", {"img_size": 64, "global_pool": "avg", "fc_norm": False}, (192, 4, 4)),  # tokens
+        ("convnext_atto", {}, None),  # a norm after the pooling
     ],
 )
-def test_the_map_whose_average_is_classified(name, shape):
-    size = {"img_size": 64} if name.startswith("vit") else {}
-    model, x = timm.create_model(name, num_classes=7, **size).eval(), torch.rand(2, 3, 64, 64)
+def test_the_map_whose_average_is_classified(name, options, shape):
+    model, x = timm.create_model(name, num_classes=7, **options).eval(), torch.rand(2, 3, 64, 64)
     told, outputs = ports(model, 3, (64, 64)), read(model, x, Needs(classifier=True, final=True))
     assert told.final == shape
     if shape is not None:
