@@ -87,7 +87,7 @@ def guide(config: TeacherConfig, data: Data, run: Run, seed: int, needs: Needs) 
     """The step, and what students learn from: where draws are bounded, answers are stored and asked for once."""
     folder = run.step("teacher", lambda folder: obtain(config, data, folder, seed))
     teacher = open_teacher(config, folder)
-    if data.augment.views is None or needs.stages:  # maps are too large to store
+    if data.augment.views is None or needs.maps:  # maps are too large to store
         return teacher
     return teachers.Cached(teacher, folder / "answers", data, needs)
 

@@ -107,6 +107,11 @@ class Needs:
     classifier: bool = False
     final: bool = False
 
+    @property
+    def maps(self) -> bool:
+        """Whether any map is read."""
+        return bool(self.stages) or self.final
+
     def __or__(self, other: Needs) -> Needs:
         return Needs(
             self.embedding or other.embedding,

@@ -45,13 +45,13 @@ _taps: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
 
 def read(model: nn.Module, x: Tensor, needs: Needs) -> Outputs:
     """Run `model` on (N, C, H, W) images in [0, 1] and return its logits and what `needs` asks for, with gradients."""
-    if not (needs.embedding or needs.stages or needs.classifier or needs.final):
+    if not (needs.embedding or needs.maps or needs.classifier):
         return Outputs(model(x))
     tap = _tap(model, x)
     if needs.before:
         outputs = _with_inputs(model, x, tap)
     else:
-        outputs = tap.outputs(model, x, bool(needs.stages) or needs.final)
+        outputs = tap.outputs(model, x, needs.maps)
     extra = outputs.extra if needs.final else {}
     if needs.classifier:
         layer = tap.classifier(model)

@@ -43,13 +43,13 @@ class Cached:
         teacher: who answers what is not stored yet, and unaugmented images (draw -1).
         folder: below which the store is made.
         data: whose training samples are stored; its `augment.views` bounds the number of draws.
-        needs: what is stored; the teacher answers what goes beyond it, live. Raises InputError for stage maps, which
-            are too large to store.
+        needs: what is stored; the teacher answers what goes beyond it, live. Raises InputError for maps, which are too
+            large to store.
     """
 
     def __init__(self, teacher: Teacher | Ensemble, folder: Path, data: Data, needs: Needs = LOGITS) -> None:
-        if needs.stages:
-            raise InputError("teacher.cache", "true", "stage maps are not stored: use a live teacher for these losses")
+        if needs.maps:
+            raise InputError("teacher.cache", "true", "maps are not stored: use a live teacher for these losses")
         if data.augment.views is None:
             raise InputError("data.augment.views", "null", "a store of teacher outputs needs a number of views")
         self.teacher, self.data, self.needs = teacher, data, Needs(embedding=needs.embedding)
@@ -77,7 +77,7 @@ class Cached:
         return name
 
     def __call__(self, view: View, needs: Needs) -> Outputs:
-        if view.draw < 0 or needs.stages or (needs.embedding and not self._embedding):
+        if view.draw < 0 or needs.maps or needs.classifier or (needs.embedding and not self._embedding):
             return self.teacher(view, needs)
         rows = torch.from_numpy(self._rows(view.draw, view.x.device)[view.index.cpu().numpy()]).to(view.x.device)
         return Outputs(rows[:, : self._classes], rows[:, self._classes :] if needs.embedding else None)

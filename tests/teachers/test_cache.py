@@ -152,12 +152,14 @@ def test_what_goes_beyond_the_store_is_answered_live(data: kd.data.Data, tmp_pat
     view = data.view(torch.tensor([0, 5]), 0)
     assert cached.ports(data.facts) == teacher.ports(data.facts)
     assert torch.equal(cached(view, EMBEDDING).embedding, teacher(view, EMBEDDING).embedding)
+    assert torch.equal(cached(view, Needs(classifier=True)).extra["classifier"], teacher.model.head.weight)
     assert not list(cached.folder.glob("draw-*"))
 
 
 def test_what_cannot_be_stored_is_refused_before_anything_is_written(data: kd.data.Data, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.augment\.views: null"):
         Cached(Counting(), tmp_path, digits(views=None))
-    with pytest.raises(InputError, match="stage maps"):
-        Cached(Counting(), tmp_path, data, Needs(stages=(-1,)))
+    for needs in (Needs(stages=(-1,)), Needs(final=True)):
+        with pytest.raises(InputError, match="maps are not stored"):
+            Cached(Counting(), tmp_path, data, needs)
     assert not list(tmp_path.iterdir())
