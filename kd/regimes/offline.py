@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
-from kd.batch import Batch, Demands, Facts, Outputs, Step
+from kd.batch import Batch, Demands, Facts, Outputs, Step, View
 from kd.errors import InputError
+from kd.evaluate import inference
 from kd.loss import Objective
 from kd.regimes.regime import Frozen, Guide, Regime
 from kd.regimes.supervised import student_ports
@@ -33,6 +35,12 @@ class Offline(Regime):
         if teacher.classes != student.classes:
             raise InputError("teacher.source", f"{teacher.classes} classes", f"the student has {student.classes}")
         self.objective.bind(student, teacher, data)
+        if self.objective.needs.before:  # shapes do not tell whether such maps can be had: look at one image
+            noise = torch.rand(1, *data.image_shape, generator=torch.Generator().manual_seed(0))
+            image = View(noise.to(next(self.student.parameters())), data.labels[:1], torch.arange(1), -1)
+            with inference(self.student):
+                read(self.student, image.x, self.objective.needs)
+                self.teacher.guide(image, self.objective.needs)
 
     def guide(self, batch: Batch) -> tuple[Outputs, ...]:
         return tuple(self.teacher.guide(view, self.objective.needs) for view in batch.views)

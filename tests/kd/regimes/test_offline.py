@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from kd.errors import InputError
 from kd.loss import Objective, Term
-from kd.losses import KD, RKD, CrossEntropy, FitNet
+from kd.losses import KD, OFD, RKD, CrossEntropy, FitNet
 from kd.regimes import Offline
 from kd.testing import RegimeContract, TinyTeacher, tiny_facts, tiny_net
 
@@ -48,3 +49,15 @@ class TestOffline(RegimeContract):
         regime = Offline(tiny_net(), self.teacher, Objective({"hard": Term(Hard())}))
         with pytest.raises(InputError, match="hard labels"):
             regime.bind(tiny_facts(soft_labels=True))
+
+    @pytest.mark.parametrize("side", ["student", "teacher"])
+    def test_maps_that_cannot_be_had_before_their_activation_are_refused(self, side):
+        class Rectified(nn.BatchNorm2d):
+            def forward(self, x):
+                return super().forward(x).relu()
+
+        nets = {"student": tiny_net(), "teacher": self.teacher.model}
+        nets[side][4], nets[side][5] = Rectified(nets[side][4].num_features), nn.Identity()
+        regime = Offline(nets["student"], self.teacher, Objective({"ofd": Term(OFD())}))
+        with pytest.raises(InputError, match="by a function"):
+            regime.bind(tiny_facts())
