@@ -1,16 +1,19 @@
 """What a loss needs of a model, and how it is read.
 
 Two readers: timm's own protocol (`forward_intermediates`, `forward_head`), and for any other module hooks on the input
-of its classifier and on the last map of each resolution. `ports` tries the first on a blank image, keeps it only where
-it gives the logits of a plain forward pass, and tells the shapes; `read` then reads the same way.
+of its classifier and on the last map of each resolution that is on no branch. `ports` tries the first on a blank image,
+keeps it only where it gives the logits of a plain forward pass, and tells the shapes; `read` then reads the same way.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -258,10 +261,29 @@ def _recording(model: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> It
             handle.remove()
 
 
+class _Place(NamedTuple):
+    """Where a map is: a module, which of its calls, its grid (height, width), whether channels come last."""
+
+    name: str
+    call: int
+    grid: tuple[int, int]
+    last: bool
+
+    def map(self, output: Tensor) -> Tensor:
+        """(N, C, H, W) of what the module said, tokens included."""
+        if output.dim() == 3:
+            output = output[:, -math.prod(self.grid) :].unflatten(1, self.grid)
+        return output.permute(0, 3, 1, 2) if self.last else output
+
+
 def _hooks(model: nn.Module, x: Tensor) -> Tap:
-    """A tap through hooks: finds the classifier and the stages in one pass over `x`."""
-    with _recording(model, lambda name, module: name != "") as record:
-        logits = model(x)
+    """A tap through hooks: finds the classifier and the stages in one pass over `x`.
+
+    A stage's map is the last one of its resolution through which all that follows sees the image: not one of a branch.
+    """
+    with torch.enable_grad(), _recording(model, lambda name, module: name != "") as record:
+        image = x.detach().clone().requires_grad_() + 0  # autograd's graph tells what passes through what
+        logits = model(image)
 
     def is_classifier(name: str, output: Tensor) -> bool:
         linear = isinstance(model.get_submodule(name), (nn.Linear, nn.Conv2d))
@@ -270,21 +292,60 @@ def _hooks(model: nn.Module, x: Tensor) -> Tap:
     classifier = next((name for name, _, output in reversed(record) if is_classifier(name, output)), None)
     if classifier is None:
         raise InputError("model", _name(model), "has no linear layer whose output is its logits, so no embedding")
-    stages: dict[tuple[int, ...], str] = {}  # the last map of each resolution; a 1x1 map is no map
-    for name, _, output in record:
-        if name == classifier:
-            break
-        if output.dim() == 4 and min(output.shape[-2:]) > 1:
-            stages[tuple(output.shape[-2:])] = name
-    order = list(stages.values())
+    calls: Counter[str] = Counter()
+    found: dict[tuple[int, int], _Place] = {}
+    for name, _, output in itertools.takewhile(lambda entry: entry[0] != classifier, record):
+        grid = _grid(output, x, next(reversed(found), None))
+        if grid is not None and not _reaches(logits, image, output):
+            found.pop(grid, None)  # so that the last grid is that of the last map
+            found[grid] = _Place(name, calls[name], grid, output.shape[2:] != grid)
+        calls[name] += 1
+    places = list(found.values())
 
     def reader(model: nn.Module, x: Tensor, stages: bool) -> Outputs:
-        with _recording(model, lambda name, module: name == classifier or name in order) as record:
+        names = {place.name for place in places}
+        with _recording(model, lambda name, module: name == classifier or name in names) as record:
             logits = model(x)
         before = {name: tensor for name, tensor, _ in record}
-        after = {name: tensor for name, _, tensor in record}
-        maps = tuple(after[name] for name in order) if stages else ()
+        after: dict[str, list[Tensor]] = defaultdict(list)
+        for name, _, tensor in record:
+            after[name].append(tensor)
+        maps = tuple(place.map(after[place.name][place.call]) for place in places) if stages else ()
         outputs = Outputs(logits, before[classifier].flatten(1), maps)
         return _with_final(outputs, maps[-1] if maps else None)
 
     return Tap(reader, lambda model: model.get_submodule(classifier))
+
+
+_CLASS_TOKENS = 5  # at most: one, one of distillation, or four registers beside one
+
+
+def _grid(output: Tensor, x: Tensor, last: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width of the map that a module said about images x, None where it is none: a 1x1 map is no map.
+
+    Channels come last where only so its sides are in proportion to the images'; tokens lie on the grid of the `last`
+    map.
+    """
+    if len(output) != len(x):
+        return None
+    if output.dim() == 3 and last and 0 <= output.shape[1] - math.prod(last) <= _CLASS_TOKENS:
+        return last
+    if output.dim() != 4:
+        return None
+    height, width = x.shape[2:]
+    grids = [(output.shape[2], output.shape[3]), (output.shape[1], output.shape[2])]
+    grid = next((grid for grid in grids if grid[0] * width == grid[1] * height), grids[0])
+    return grid if min(grid) > 1 else None
+
+
+def _reaches(logits: Tensor, image: Tensor, output: Tensor) -> bool:
+    """Whether the logits see the image past what a module said."""
+    todo, seen = [logits.grad_fn], {output.grad_fn}
+    while todo:
+        node = todo.pop()
+        if node is image.grad_fn:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [source for source, _ in node.next_functions]
+    return False

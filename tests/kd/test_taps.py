@@ -1,9 +1,12 @@
 import copy
+from functools import partial
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
 
 from kd.batch import Needs
 from kd.errors import InputError
@@ -68,6 +71,52 @@ def test_a_plain_module_is_read_through_hooks():
     assert told.stages == ((4, 16, 16), (6, 8, 8), (8, 4, 4))
     torch.testing.assert_close(outputs.embedding, outputs.stages[-1].mean((2, 3)))
     assert not any(m._forward_hooks for m in model.modules()), "hooks must not outlive the pass"
+
+
+TV_VIT = {"image_size": 64, "patch_size": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
+TV_SWIN = {"patch_size": [4, 4], "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": [4, 4]}
+TV_CONVNEXT = [CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)]
+
+
+@pytest.mark.parametrize(
+    ("make", "stages"),
+    [
+        # the next stage begins with a layer at the resolution of the last, and shares one activation among all
+        (
+            partial(models.ResNet, models.resnet.Bottleneck, [1, 1, 1, 1]),
+            ((64, 32, 32), (256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2)),
+        ),
+        (partial(models.ConvNeXt, TV_CONVNEXT), ((16, 16, 16), (32, 8, 8))),  # blocks with channels last
+        (partial(models.SwinTransformer, **TV_SWIN), ((16, 16, 16), (32, 8, 8))),  # channels last
+    ],
+)
+def test_hooks_find_the_maps_at_which_stages_end(make, stages):
+    model, x = make(num_classes=7), torch.rand(2, 3, 64, 64)
+    told, _ = check(model, x, 7)
+    assert told.stages == stages
+
+
+def test_hooks_make_a_map_of_tokens_but_those_of_classes():
+    model, x, tokens = models.VisionTransformer(**TV_VIT, num_classes=7), torch.rand(2, 3, 64, 64), []
+    model.encoder.register_forward_hook(lambda module, inputs, output: tokens.append(output))
+    told, outputs = check(model, x, 7)
+    assert told.stages == ((32, 4, 4),)
+    torch.testing.assert_close(outputs.stages[0][:, :, 1, 2], tokens[-1][:, 1 + 4 + 2])
+
+
+def test_a_map_is_that_of_the_call_at_which_its_stage_ends():
+    class Shared(Plain):
+        def __init__(self):
+            super().__init__()
+            self.stem[1] = self.end[2] = self.activation = nn.ReLU()
+
+        def forward(self, x):
+            return self.head(self.end(self.activation(self.middle(self.stem[0](x)))).mean((2, 3)))
+
+    model, x = Shared(), torch.rand(2, 3, 16, 16)
+    told, outputs = check(model, x, 5)
+    assert told.stages == ((4, 16, 16), (6, 8, 8), (8, 4, 4))
+    torch.testing.assert_close(outputs.stages[1], model.middle(outputs.stages[0]).relu())
 
 
 def test_only_what_is_needed_is_read():
