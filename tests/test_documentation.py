@@ -49,17 +49,9 @@ def test_a_regime_of_the_users_own_keeps_its_contract_and_trains(tmp_path):
     assert students.load(tmp_path / "runs/mine/student").blueprint.width == 0.25
     assert "epoch 1/2" in first.stderr
     assert "epoch 1/2" not in python(tmp_path, "train_mine.py").stderr, "it had been done"
-    broken = (
-        file("CONTRIBUTING.md", "my_regimes.py")
-        .replace("self.average = ", "self._kept = [")
-        .replace("requires_grad_(False)", "requires_grad_(False)]")
-        .replace("self.average", "self._kept[0]")
-    )
+    broken = file("CONTRIBUTING.md", "my_regimes.py").replace("Step(labels + mean", "Step(labels.detach()")
     (tmp_path / "my_regimes.py").write_text(broken)
-    (tmp_path / "test_my_regimes.py").write_text(
-        file("CONTRIBUTING.md", "test_my_regimes.py").replace("regime.average", "regime._kept[0]")
-    )
-    assert "test_state_dict_restores_everything" in python(tmp_path, "-m", "pytest", "-q").stdout
+    assert python(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider").returncode == 1
 
 
 def test_the_example_of_the_library_runs(tmp_path):
