@@ -132,6 +132,7 @@ class Objective(nn.Module):
                     parts[name] = loss(*whole)
                 else:
                     parts[name] = loss(student, teacher, batch)
-            idle = student.logits[:0].sum()  # nothing, but no parameter may be without a gradient, or DDP aborts
-            total = sum((self.weight(name, batch.clock.epoch) * part for name, part in parts.items()), idle)
+            # no parameter may be idle, or DDP aborts: a hint alone would leave the classifier without a gradient
+            nothing = student.logits[:0].sum()
+            total = sum((self.weight(name, batch.clock.epoch) * part for name, part in parts.items()), nothing)
             return total, parts  # not detached: torch.compile (2.14) would detach the total too

@@ -42,6 +42,23 @@ def test_the_total_is_the_weighted_sum_and_the_parts_are_unweighted():
     torch.testing.assert_close(logits.grad, torch.full((4, 3), 2.5 / 12))
 
 
+def test_no_parameter_is_idle_where_no_loss_reads_the_logits():
+    class Hint(Loss):
+        def forward(self, student, teacher, batch):
+            return student.embedding.square().mean()
+
+    head, embedding = torch.nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
+    with torch.no_grad():
+        head.bias[0] = torch.inf  # the value is that of the hint, whatever the logits are
+    total, parts = Objective({"hint": Term(Hint())})(
+        Outputs(head(embedding), embedding), Outputs(torch.ones(5, 3)), batch()
+    )
+    total.backward()
+    assert torch.equal(total, parts["hint"])
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in head.parameters())
+    torch.testing.assert_close(embedding.grad, embedding.detach() / 10)
+
+
 def test_a_warm_up_rises_linearly_and_then_stays():
     objective = Objective({"a": Term(Mean(), 6.0, warmup=3)})
     assert [objective.weight("a", epoch) for epoch in range(5)] == pytest.approx([2, 4, 6, 6, 6])

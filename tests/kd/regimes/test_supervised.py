@@ -41,7 +41,10 @@ def test_no_gradient_reaches_what_stands_for_the_teacher():
 
     contract = TestSupervised()
     regime = Supervised(tiny_net(), Objective({"leaks": Term(Leaks())}))
-    assert not contract.step(regime, contract.batch(regime)).loss.requires_grad
+    step = contract.step(regime, contract.batch(regime))
+    step.loss.backward()
+    assert not step.parts["leaks"].requires_grad
+    assert not any(parameter.grad.any() for parameter in regime.parameters())
 
 
 def test_other_classes_than_the_datas_are_refused():
