@@ -60,9 +60,9 @@ def distill(
 ) -> Outcome:
     """The step: a student of this blueprint learns from the teacher; leaves a model folder."""
     schedule = seeded(config, seed)
-    student = plan.build()
-    history = fit(Offline(student, teacher, objective), data, schedule, folder, label="student")
-    in_main_process(lambda: students.save(student, folder))
+    regime = Offline(plan.build(), teacher, objective)
+    history = fit(regime, data, schedule, folder, label="student")
+    in_main_process(lambda: students.save(regime.deploy(history.best_name), folder))
     return Outcome("student", seconds=history.seconds, curve=history.epochs)
 
 

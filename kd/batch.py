@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -126,6 +127,28 @@ class Needs:
         )
 
 
+class Place(NamedTuple):
+    """Where a stage map is found: what a module says at one of its calls.
+
+    Attributes:
+        module: its path.
+        call: which of its calls in one pass, from 0.
+        grid: (H, W) of the map.
+        channels_last: whether the module says (N, H, W, C), or (N, tokens, C).
+    """
+
+    module: str
+    call: int
+    grid: tuple[int, int]
+    channels_last: bool
+
+    def map(self, output: Tensor) -> Tensor:
+        """(N, C, H, W) of what the module said."""
+        if output.dim() == 3:
+            output = output[:, -math.prod(self.grid) :].unflatten(1, self.grid)
+        return output.permute(0, 3, 1, 2) if self.channels_last else output
+
+
 @dataclass(frozen=True)
 class Ports:
     """The shapes that a model offers, known before training.
@@ -138,6 +161,7 @@ class Ports:
         classifier: weight (classes, D) and bias (classes,) of a linear classifier; None where it is another.
         final: (D, H, W) of the map whose average over space is the embedding; None where there is none (class tokens, a
             norm after the pooling). It may come after the last stage: a norm, or a convolution that widens it.
+        last: where the last stage map is found; None where timm's protocol tells the stages.
     """
 
     classes: int
@@ -146,6 +170,7 @@ class Ports:
     norms: tuple[tuple[Tensor, Tensor] | None, ...] = field(default=(), compare=False, repr=False)
     classifier: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
     final: tuple[int, int, int] | None = field(default=None, compare=False, repr=False)
+    last: Place | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ METHODS: dict[str, Method] = {
     "ReviewKD": _offline(losses.ReviewKD, 0.6, warmup=_WARMUP),  # the weight of ResNet-20
     "SemCKD": _offline(losses.SemCKD, 400.0, kd=1.0),
     "CATKD": _offline(losses.CATKD, 0.7),  # the weight of ResNet-20
+    "SimKD": _offline(losses.SimKD, hard=0.0),
     "MGD": _offline(losses.MGD, 0.3),  # 7e-5 times the 64x8x8 values of a CIFAR ResNet's last map
     "RKD": _offline(losses.RKD),
     "SP": _offline(losses.SP, 3000.0),

@@ -13,13 +13,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from kd.batch import Needs, Outputs, Ports
+from kd.batch import Needs, Outputs, Place, Ports
 from kd.errors import InputError
 from kd.evaluate import inference
 
@@ -34,12 +34,14 @@ class Tap:
     Attributes:
         outputs: of the model, images and whether stage maps are wanted.
         classifier: the layer whose outputs are the logits.
+        last: see `Ports`.
         activations: for each stage the path of the activation that its map comes from, None where it comes from none;
             found when first asked for.
     """
 
     outputs: Callable[[nn.Module, Tensor, bool], Outputs]
     classifier: Callable[[nn.Module], nn.Module]
+    last: Place | None = None
     activations: tuple[str | None, ...] | None = None
 
 
@@ -62,6 +64,16 @@ def read(model: nn.Module, x: Tensor, needs: Needs) -> Outputs:
             raise InputError("model", _name(model), "classifies by no linear layer")
         extra = extra | {"classifier": layer.weight}
     return outputs._replace(extra=extra)
+
+
+def last_stage(model: Any, x: Tensor, place: Place | None) -> Tensor:
+    """The last stage map alone, as `read` tells it; `place` is `Ports.last`. Under timm's protocol no head is run."""
+    if place is None:
+        maps: list[Tensor] = model.forward_intermediates(x, indices=1, intermediates_only=True, output_fmt="NCHW")
+        return maps[-1]
+    with _recording(model, lambda name, module: name == place.module) as record:
+        model(x)
+    return place.map(record[place.call][2])
 
 
 def _with_inputs(model: nn.Module, x: Tensor, tap: Tap) -> Outputs:
@@ -101,6 +113,7 @@ def ports(model: nn.Module, channels: int, image_size: tuple[int, int]) -> Ports
         tuple(_norm(model, norms, stage) for stage in outputs.stages),
         _linear(tap.classifier(model)),
         _final(outputs),
+        tap.last,
     )
 
 
@@ -261,21 +274,6 @@ def _recording(model: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> It
             handle.remove()
 
 
-class _Place(NamedTuple):
-    """Where a map is: a module, which of its calls, its grid (height, width), whether channels come last."""
-
-    name: str
-    call: int
-    grid: tuple[int, int]
-    last: bool
-
-    def map(self, output: Tensor) -> Tensor:
-        """(N, C, H, W) of what the module said, tokens included."""
-        if output.dim() == 3:
-            output = output[:, -math.prod(self.grid) :].unflatten(1, self.grid)
-        return output.permute(0, 3, 1, 2) if self.last else output
-
-
 def _hooks(model: nn.Module, x: Tensor) -> Tap:
     """A tap through hooks: finds the classifier and the stages in one pass over `x`.
 
@@ -293,28 +291,28 @@ def _hooks(model: nn.Module, x: Tensor) -> Tap:
     if classifier is None:
         raise InputError("model", _name(model), "has no linear layer whose output is its logits, so no embedding")
     calls: Counter[str] = Counter()
-    found: dict[tuple[int, int], _Place] = {}
+    found: dict[tuple[int, int], Place] = {}
     for name, _, output in itertools.takewhile(lambda entry: entry[0] != classifier, record):
         grid = _grid(output, x, next(reversed(found), None))
         if grid is not None and not _reaches(logits, image, output):
             found.pop(grid, None)  # so that the last grid is that of the last map
-            found[grid] = _Place(name, calls[name], grid, output.shape[2:] != grid)
+            found[grid] = Place(name, calls[name], grid, output.shape[2:] != grid)
         calls[name] += 1
     places = list(found.values())
 
     def reader(model: nn.Module, x: Tensor, stages: bool) -> Outputs:
-        names = {place.name for place in places}
+        names = {place.module for place in places}
         with _recording(model, lambda name, module: name == classifier or name in names) as record:
             logits = model(x)
         before = {name: tensor for name, tensor, _ in record}
         after: dict[str, list[Tensor]] = defaultdict(list)
         for name, _, tensor in record:
             after[name].append(tensor)
-        maps = tuple(place.map(after[place.name][place.call]) for place in places) if stages else ()
+        maps = tuple(place.map(after[place.module][place.call]) for place in places) if stages else ()
         outputs = Outputs(logits, before[classifier].flatten(1), maps)
         return _with_final(outputs, maps[-1] if maps else None)
 
-    return Tap(reader, lambda model: model.get_submodule(classifier))
+    return Tap(reader, lambda model: model.get_submodule(classifier), places[-1] if places else None)
 
 
 _CLASS_TOKENS = 5  # at most: one, one of distillation, or four registers beside one

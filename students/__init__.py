@@ -1,9 +1,23 @@
 """Models as data: a zoo, scaled in width and depth, that saves and reloads exactly without pickle."""
 
+from students.adopt import adopt
 from students.blueprint import Blueprint
 from students.classifier import Classifier
 from students.create import create
-from students.edits import Edit, Replace, Resize, edit
+from students.edits import Edit, Reclassify, Replace, Resize, edit
 from students.storage import load, load_weights, save
 
-__all__ = ["Blueprint", "Classifier", "Edit", "Replace", "Resize", "create", "edit", "load", "load_weights", "save"]
+__all__ = [
+    "Blueprint",
+    "Classifier",
+    "Edit",
+    "Reclassify",
+    "Replace",
+    "Resize",
+    "adopt",
+    "create",
+    "edit",
+    "load",
+    "load_weights",
+    "save",
+]

@@ -68,7 +68,7 @@ class Blueprint:
         with torch.device(device or "cpu"):
             net = zoo.net(self.name, self.num_classes, self.in_chans, self.image_size, self.width, self.depth)
             for each in self.edits:
-                each.apply(net)
+                net = each.apply(net)
             return Classifier(net, self)
 
     def to_json(self) -> str:

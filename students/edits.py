@@ -1,4 +1,4 @@
-"""Edits: what pruning and factorising did to a net, as plain values that repeat it, without tracing or pickle."""
+"""Edits: what pruning, factorising and SimKD did to a net, as plain values that repeat it, without pickle."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from kd.batch import Place
 from kd.errors import InputError
+from kd.losses.feature.sim_kd import Reclassified, projector
 from students.classifier import Classifier
 
+Net = TypeVar("Net", bound=nn.Module)
 _set = object.__setattr__  # the classes are frozen
 LAYERS: dict[str, type[nn.Module]] = {"Conv2d": nn.Conv2d, "Linear": nn.Linear, "Identity": nn.Identity}
 
@@ -39,7 +42,7 @@ class Resize:
         if not all(type(size) is int and size > 0 for shape in self.shapes.values() for size in shape):
             raise _refusal(self, f"the sizes in {self.shapes} must be whole numbers from 1 up")
 
-    def apply(self, net: nn.Module) -> None:
+    def apply(self, net: nn.Module) -> nn.Module:
         module = _find(net, self.module)
         for name, value in self.attributes.items():
             if name.startswith("_") or name not in vars(module):
@@ -51,11 +54,14 @@ class Resize:
                 raise _refusal(self, f"{type(module).__name__} has no parameter or buffer {name}")
             new = _like(old, shape)
             setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+        return net
 
 
 @dataclass(frozen=True)
 class Replace:
     """A row of layers in the place of one module; they are found below its path, as `layer1.0.conv1.0`.
+
+    An empty row hands on what it is given.
 
     Attributes:
         module: its path in the net.
@@ -68,7 +74,7 @@ class Replace:
     def __post_init__(self) -> None:
         _set(self, "layers", [dict(layer) for layer in self.layers])
 
-    def apply(self, net: nn.Module) -> None:
+    def apply(self, net: nn.Module) -> nn.Module:
         old = _find(net, self.module)
         place = next(old.parameters(), torch.empty(0))
         try:
@@ -76,9 +82,48 @@ class Replace:
             net.set_submodule(self.module, nn.Sequential(*row).to(place.device, place.dtype).train(old.training))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _refusal(self, f"a layer cannot be made ({error!r})") from error
+        return net
 
 
-Edit = Resize | Replace
+@dataclass(frozen=True)
+class Reclassify:
+    """A `kd.losses.feature.sim_kd.Reclassified` around the net, whose modules are found below `net` from then on.
+
+    Attributes:
+        last: where the last stage map is found; None where timm's protocol tells it.
+        size: (H, W) that a larger map is pooled to.
+        widths: channels of the map, within the projector, and after it.
+        classes: number of logits.
+    """
+
+    last: Place | None
+    size: list[int]
+    widths: list[int]
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.last is not None:
+            module, call, grid, channels_last = self.last
+            _set(self, "last", Place(module, call, (grid[0], grid[1]), channels_last))
+        _set(self, "size", list(self.size))
+        _set(self, "widths", list(self.widths))
+        counts = [*self.size, *self.widths, self.classes]
+        if (len(self.size), len(self.widths)) != (2, 3) or not all(type(n) is int and n > 0 for n in counts):
+            raise _refusal(self, f"{counts} must be two sizes, three widths and the classes, from 1 up")
+
+    def apply(self, net: nn.Module) -> nn.Module:
+        if self.last is not None:
+            _find(net, self.last.module)
+        elif not hasattr(net, "forward_intermediates"):
+            raise _refusal(self, f"{type(net).__name__} does not tell its last stage")
+        place = next(net.parameters(), torch.empty(0))
+        height, width = self.size
+        classifier = nn.Linear(self.widths[-1], self.classes)
+        made = Reclassified(net, projector(*self.widths), classifier, (height, width), self.last)
+        return made.to(place.device, place.dtype).train(net.training)
+
+
+Edit = Resize | Replace | Reclassify
 
 
 def edit(model: Classifier, edits: Sequence[Edit], weights: Mapping[str, Tensor] | None = None) -> None:
@@ -92,7 +137,7 @@ def edit(model: Classifier, edits: Sequence[Edit], weights: Mapping[str, Tensor]
     """
     net = shallow(model.net)
     for each in edits:
-        each.apply(net)
+        net = each.apply(net)
     if weights is not None:
         state = net.state_dict()
         for name, value in weights.items():
@@ -103,7 +148,7 @@ def edit(model: Classifier, edits: Sequence[Edit], weights: Mapping[str, Tensor]
     model.net, model.blueprint = net, replace(model.blueprint, edits=(*model.blueprint.edits, *edits))
 
 
-def shallow(net: nn.Module) -> nn.Module:
+def shallow(net: Net) -> Net:
     """A copy that shares every tensor."""
     return copy.deepcopy(net, {id(tensor): tensor for tensor in chain(net.parameters(), net.buffers())})
 
@@ -122,14 +167,14 @@ def to_dict(edit: Edit) -> dict[str, Any]:
 
 def from_dict(values: Any) -> Edit:
     """Raises InputError where `values` describe no edit."""
-    kinds: dict[str, type[Edit]] = {"Resize": Resize, "Replace": Replace}
+    kinds: dict[str, type[Edit]] = {kind.__name__: kind for kind in (Resize, Replace, Reclassify)}
     try:
         fields = dict(values)
         return kinds[fields.pop("kind")](**fields)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError("blueprint.edits", repr(values), "is neither a Resize nor a Replace") from error
+        raise InputError("blueprint.edits", repr(values), "is no Resize, Replace or Reclassify") from error
 
 
 def _find(net: nn.Module, path: str) -> nn.Module:
@@ -140,7 +185,7 @@ def _find(net: nn.Module, path: str) -> nn.Module:
 
 
 def _refusal(edit: Edit, why: str) -> InputError:
-    return InputError("blueprint.edits", edit.module, why)
+    return InputError("blueprint.edits", getattr(edit, "module", type(edit).__name__), why)
 
 
 def _like(old: Tensor, shape: Sequence[int]) -> Tensor:

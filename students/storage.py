@@ -10,10 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd.checkpoint import atomic_write, digest
 from kd.errors import InputError
+from students.adopt import adopt
 from students.blueprint import Blueprint
 from students.classifier import Classifier
 from students.edits import fill
@@ -21,10 +22,12 @@ from students.edits import fill
 PLAN, WEIGHTS = "blueprint.json", "model.safetensors"
 
 
-def save(model: Classifier, folder: Path | str) -> None:
-    """Write `model` so that `load` gives it back, exactly. A kill leaves a folder that `load` takes or refuses."""
-    if not isinstance(model, Classifier):
-        raise InputError("model", type(model).__name__, "only a students.Classifier knows its blueprint")
+def save(model: nn.Module, folder: Path | str) -> None:
+    """Write what `adopt` makes of `model` so that `load` gives it back, exactly.
+
+    A kill leaves a folder that `load` takes or refuses.
+    """
+    model = adopt(model)
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.net.state_dict().items()}
     plan = json.loads(model.blueprint.to_json())
     atomic_write(Path(folder) / WEIGHTS, write_tensors(state))

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+import students
 
 RECIPES = Path(__file__).parents[2] / "experiments" / "recipes"
 SMALL = [
@@ -55,6 +58,12 @@ def test_a_loss_in_a_file_of_the_users_own_trains_through_its_import_path(comman
     assert losses[-1] < losses[0]
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["loss"] == recipe["loss"]
+
+
+def test_a_student_of_simkd_ships_with_the_classifier_of_its_teacher(command, tmp_path):
+    command("distill", "--out", "run", "--loss", "kd.losses.SimKD", *SMALL, check=True)
+    student, teacher = (students.load(tmp_path / "run" / name) for name in ("student", "teacher"))
+    assert torch.equal(student.net.classifier.weight, teacher.get_classifier().weight)
 
 
 def test_help_and_configuration_are_printed_and_write_nothing(command, tmp_path):

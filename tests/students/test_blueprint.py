@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from kd.batch import Place
 from kd.errors import InputError
-from students import Blueprint, Replace, Resize
+from students import Blueprint, Reclassify, Replace, Resize
 
 FULL = Blueprint(
     "cifar_resnet8",
@@ -21,8 +22,13 @@ FULL = Blueprint(
     edits=(
         Resize("layer1.0.conv1", {"out_channels": 6}, {"weight": [6, 12, 3, 3]}),
         Replace("linear", [{"type": "Linear", "in_features": 48, "out_features": 5}]),
+        Reclassify(None, [4, 4], [48, 16, 32], 5),
+        Reclassify(Place("net.layer3", 0, (4, 4), False), [2, 2], [48, 16, 32], 5),
+        Replace("net.net.linear", []),
     ),
 )
+
+RECLASSIFY = {"kind": "Reclassify", "last": None, "size": [4, 4], "widths": [4, 4, 4], "classes": 5}
 
 
 def test_comes_back_from_json() -> None:
@@ -62,6 +68,10 @@ def test_on_meta_it_has_the_same_shapes_and_no_memory() -> None:
         ({"edits": [{"kind": "Resize", "module": "conv1", "shapes": {"weight": [0, 3]}}]}, "blueprint.edits"),
         ({"edits": [{"kind": "Resize", "module": "conv1", "shapes": 3}]}, "blueprint.edits"),
         ({"edits": [{"kind": "Replace", "module": "conv1", "layers": [3]}]}, "blueprint.edits"),
+        ({"edits": [RECLASSIFY | {"size": [0, 3]}]}, "blueprint.edits"),
+        ({"edits": [RECLASSIFY | {"size": 3}]}, "blueprint.edits"),
+        ({"edits": [RECLASSIFY | {"widths": [4, 4]}]}, "blueprint.edits"),
+        ({"edits": [RECLASSIFY | {"classes": "5"}]}, "blueprint.edits"),
         ({"version": 2}, "blueprint"),
         ({"colour": "red"}, "blueprint"),
     ],

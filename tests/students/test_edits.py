@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import students
+from kd.batch import Place
 from kd.errors import InputError
-from students import Blueprint, Replace, Resize
+from students import Blueprint, Reclassify, Replace, Resize
 
 
 def model() -> students.Classifier:
@@ -112,6 +113,34 @@ def test_replacing_keeps_device_type_and_mode() -> None:
     assert made(torch.rand(1, 3, 8, 8, dtype=torch.float64)).shape == (1, 5)
 
 
+def test_a_net_gets_another_classifier_of_its_last_map_and_is_edited_on_below_it() -> None:
+    made, x = model().eval(), torch.rand(2, 3, 8, 8)
+    (stage,) = made.forward_intermediates(x, indices=1, intermediates_only=True)
+    for place in (None, Place("layer3", 0, (2, 2), False)):
+        same = model().double().eval()
+        students.edit(same, [Reclassify(place, [1, 2], [64, 4, 8], 5)], {"classifier.bias": torch.zeros(5).double()})
+        net = same.net
+        expected = net.projector(nn.functional.adaptive_avg_pool2d(stage.double(), (1, 2))).mean((2, 3))
+        torch.testing.assert_close(same(x.double()), expected @ net.classifier.weight.T, rtol=1e-4, atol=1e-5)
+        assert not any(module.training for module in net.modules())
+    students.edit(same, [Resize("classifier", {"in_features": 8}, {"bias": [5]}), Replace("net.linear", [])])
+    again = Blueprint.from_json(same.blueprint.to_json()).build().double().eval()
+    students.load_weights(again, same.net.state_dict(), "memory")
+    assert torch.equal(again(x.double()), same(x.double()))
+
+
+def test_a_net_that_does_not_tell_its_stages_needs_a_path() -> None:
+    made = students.create("tv_resnet18", num_classes=5)
+    with pytest.raises(InputError, match="ResNet does not tell its last stage"):
+        students.edit(made, [Reclassify(None, [2, 2], [512, 4, 8], 5)])
+
+
+def test_an_empty_row_hands_on_what_it_is_given() -> None:
+    made, x = model().eval(), torch.rand(2, 3, 8, 8)
+    students.edit(made, [Replace("linear", [])])
+    torch.testing.assert_close(made(x), model().eval().forward_features(x).mean((2, 3)))
+
+
 def test_shapes_and_tuples_become_lists_so_that_json_gives_them_back() -> None:
     edit = Resize("conv1", {"padding": (1, 1)}, {"weight": torch.Size([4, 3, 3, 3])})
     assert edit == Resize("conv1", {"padding": [1, 1]}, {"weight": [4, 3, 3, 3]})
@@ -150,6 +179,8 @@ def test_the_given_weights_are_copied() -> None:
         (Replace("conv1", [{"type": "Conv2d", "colour": 3}]), "cannot be made"),
         (Replace("conv1", [{"type": "Linear", "in_features": -1, "out_features": 3}]), "cannot be made"),
         (Replace("", [{"type": "Identity"}]), "cannot be made"),
+        (Reclassify(Place("layer9", 0, (2, 2), False), [2, 2], [64, 4, 8], 5), "no such module"),
+        (Reclassify(Place(3, 0, (2, 2), False), [2, 2], [64, 4, 8], 5), "no such module"),  # type: ignore[arg-type]
     ],
 )
 def test_refuses_edits_that_do_not_fit_and_leaves_the_model_as_it_was(edit: Any, message: str) -> None:

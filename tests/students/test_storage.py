@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import students
 from kd.errors import InputError
+from kd.losses.feature.sim_kd import Reclassified, projector
+from kd.taps import ports
 from students import Classifier, Replace, Resize
 
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -29,9 +32,9 @@ assert torch.equal(state, torch.random.get_rng_state())
 """
 
 
-def plain(name: str = "cifar_resnet20") -> Classifier:
+def plain(name: str = "cifar_resnet20", width: float = 0.5) -> Classifier:
     torch.manual_seed(0)
-    model = students.create(name, num_classes=5, image_size=16, width=0.5, normalize=NORMALIZE)
+    model = students.create(name, num_classes=5, image_size=16, width=width, normalize=NORMALIZE)
     model(torch.rand(8, 3, 16, 16))  # running statistics of its own
     return model.eval()
 
@@ -66,6 +69,12 @@ def factorise(model: Classifier) -> Classifier:
     return model
 
 
+def reclassify(model: Classifier) -> Reclassified:
+    """What SimKD ships of it."""
+    told = ports(model, 3, (16, 16))
+    return Reclassified(model, projector(told.stages[-1][0], 4, 8), nn.Linear(8, 5), (2, 1), told.last).eval()
+
+
 def prune_a_factor(model: Classifier) -> Classifier:
     edits = [
         Resize("layer1.1.conv1.0", {"out_channels": 2}, {"weight": [2, 8, 1, 1]}),
@@ -76,7 +85,7 @@ def prune_a_factor(model: Classifier) -> Classifier:
 
 
 def test_models_answer_exactly_alike_in_a_new_process(tmp_path: Path) -> None:
-    models = {
+    models: dict[str, nn.Module] = {
         "plain": plain(),
         "pruned": prune(plain()),
         "factorised": factorise(plain()),
@@ -84,7 +93,10 @@ def test_models_answer_exactly_alike_in_a_new_process(tmp_path: Path) -> None:
         "factorised_pruned": prune_a_factor(factorise(plain())),
         "mobilenet": plain("mobilenetv2_050"),
         "vit": plain("vit_tiny_patch16_224"),
-        "torchvision": students.create("tv_mnasnet0_5", num_classes=5, image_size=16, normalize=NORMALIZE).eval(),
+        "pruned_reclassified": reclassify(prune(plain())),
+        "reclassified_vit": reclassify(plain("vit_tiny_patch16_224")),
+        "torchvision": plain("tv_mnasnet0_5", width=1.0),
+        "reclassified_torchvision": reclassify(plain("tv_mnasnet0_5", width=1.0)),
     }
     x = torch.rand(3, 3, 16, 16)
     for name, model in models.items():
@@ -95,7 +107,7 @@ def test_models_answer_exactly_alike_in_a_new_process(tmp_path: Path) -> None:
     assert found.keys() == models.keys()
     for name, model in models.items():
         assert torch.equal(found[name], model(x)), name
-        assert students.load(tmp_path / name).blueprint == model.blueprint
+        assert students.load(tmp_path / name).blueprint == students.adopt(model).blueprint
 
 
 def test_comes_back_ready_for_training_and_with_its_types(tmp_path: Path) -> None:

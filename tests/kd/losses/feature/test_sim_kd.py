@@ -5,12 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kd.batch import Ports
+from kd.batch import Place, Ports
 from kd.errors import InputError
 from kd.loss import Objective, Term
 from kd.losses.feature.sim_kd import SimKD, projector
 from kd.regimes import Offline
-from kd.taps import ports
 from kd.testing import (
     LossContract,
     TinyTeacher,
@@ -49,13 +48,19 @@ class TestSimKD(LossContract):
 
 
 def test_the_projector():
-    layers = projector(5, 8)
+    layers = projector(5, 4, 8)
     assert [type(layer) for layer in layers] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 3
     shapes = [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Conv2d)]
     assert shapes == [(4, 5, 1, 1), (4, 4, 3, 3), (8, 4, 1, 1)]
     assert all(layer.bias is None for layer in layers if isinstance(layer, nn.Conv2d))
-    assert projector(5, 8, factor=4)[0].out_channels == 2
-    assert projector(5, 1)(torch.randn(2, 5, 3, 3)).shape == (2, 1, 3, 3)
+
+
+@pytest.mark.parametrize(("target", "factor", "middle"), [(8, 2, 4), (8, 4, 2), (1, 2, 1)])
+def test_the_projector_is_narrower_by_the_factor_in_the_middle(target, factor, middle):
+    loss, classifier = SimKD(factor), (torch.randn(3, target), torch.randn(3))
+    loss.bind(Ports(3, 5, ((5, 2, 2),)), Ports(3, target, (), (), classifier, (target, 3, 3)), tiny_facts())
+    assert loss.projector[0].out_channels == middle
+    assert loss.projector(torch.randn(2, 5, 2, 2)).shape == (2, target, 2, 2)
 
 
 @pytest.fixture
@@ -78,7 +83,6 @@ def test_the_student_is_deployed_with_the_classifier_of_the_teacher(regime):
 def test_what_is_deployed_classifies_a_perfect_map_as_the_teacher_does(regime):
     loss, teacher, x = regime.objective.losses["sim"], regime.teacher.guide.model, tiny_batch(tiny_facts(), 4).x
     loss.projector = nn.Identity()
-    ports(teacher, 3, (8, 8))
     torch.testing.assert_close(loss.deployed(teacher).eval()(x), teacher(x))
 
 
@@ -94,7 +98,11 @@ def test_what_is_deployed_sees_maps_of_the_size_that_the_projector_learned(ours,
 
     classifier = torch.randn(3, 4), torch.randn(3)
     loss, net, x = SimKD(), Net().eval(), torch.rand(2, 3, 8, 8)
-    loss.bind(Ports(3, 3, ((3, *ours),)), Ports(3, 4, (), (), classifier, (4, *theirs)), tiny_facts())
+    loss.bind(
+        Ports(3, 3, ((3, *ours),), last=Place("stage", 0, ours, False)),
+        Ports(3, 4, (), (), classifier, (4, *theirs)),
+        tiny_facts(),
+    )
     size = min(ours[0], theirs[0]), min(ours[1], theirs[1])
     shipped = loss.deployed(net).eval()
     made = loss.projector(F.adaptive_avg_pool2d(net.stage(x), size)).mean((2, 3))
@@ -104,7 +112,7 @@ def test_what_is_deployed_sees_maps_of_the_size_that_the_projector_learned(ours,
 def test_deploying_leaves_the_student_as_it_is_and_shares_its_weights(regime):
     names, shipped = [*regime.state_dict()], regime.deploy()
     assert [*regime.state_dict()] == names
-    owned = {p.data_ptr() for p in regime.parameters()}
+    owned = {value.data_ptr() for value in regime.state_dict().values()}
     assert {p.data_ptr() for p in shipped.parameters()} <= owned
 
 
