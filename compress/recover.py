@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+import students
 from compress.stage import Artefact, Context, Report
 from kd.errors import InputError
 from kd.evaluate import evaluate
@@ -55,4 +56,4 @@ class Recover:
         if history.best_top1 < before:
             notes.append(f"Recovery only reached {history.best_top1:.2f}% of {before:.2f}% on validation: undone.")
             return model, Report("recover", tuple(notes), details)
-        return student.eval(), Report("recover", tuple(notes), details)
+        return students.adopt(regime.deploy(history.best_name)).eval(), Report("recover", tuple(notes), details)

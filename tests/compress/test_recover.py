@@ -15,7 +15,7 @@ from kd.errors import InputError
 from kd.evaluate import evaluate
 from kd.fit import Fit
 from kd.loss import Objective, Term
-from kd.losses import KD
+from kd.losses import KD, SimKD
 from teachers import Ensemble, Teacher
 
 
@@ -151,6 +151,15 @@ def test_factorised_nets_recover_and_reload(trained, settings, few, tmp_path):
 
     assert top1(mended, few) > top1(cut, few) + 10
     assert same(students.load(tmp_path / "mended"), mended)
+
+
+def test_what_is_scored_is_what_comes_out(damaged, settings, few):
+    """SimKD ships another net than the one that it trains."""
+    plan = settings(objective=lambda: Objective({"simkd": Term(SimKD())}))
+    made, report = Recover(epochs=15, lr=0.05)(damaged, plan)
+    assert report.notes == ()
+    assert top1(made, few) == pytest.approx(report.details["top1_after"])
+    assert [type(edit) for edit in made.blueprint.edits] == [students.Reclassify, students.Replace]
 
 
 @pytest.mark.parametrize("dies_at", [2, 9])
