@@ -196,6 +196,17 @@ def test_answers_that_are_not_finite_stop_the_run(digits, small_net):
         fit(Loses(small_net()), digits, QUICK)
 
 
+def test_each_epoch_trains_in_training_mode(digits, small_net):
+    class Watched(Supervised):
+        def after_step(self, batch, step):
+            modes.append(all(module.training for module in self.modules()))
+
+    modes = []
+    fit(Watched(small_net()), digits, Fit(epochs=2, trackers=()))
+    assert all(modes)
+    assert len(modes) == 2 * (len(digits.train) // 64)
+
+
 def test_patience_stops_early(digits, small_net):
     history = fit(Supervised(small_net()), digits, replace(QUICK, epochs=30, lr=1e-9, patience=2))
     assert len(history.epochs) == history.best_epoch + 3 < 30

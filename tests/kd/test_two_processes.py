@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -18,12 +17,40 @@ from torch import nn
 
 import kd
 import students
-from kd.batch import Batch, Clock
+from kd.batch import Batch, Clock, Needs
 from kd.data import Augment, DataConfig, load
-from kd.methods import METHODS, Setting
+from kd.loss import Objective, Term
+from kd.losses import CRD, RKD
+from kd.methods import METHODS, Method, Setting
+from kd.phases import Phase
+from kd.regimes import Offline
 from kd.testing import gathered
 from teachers import Teacher
 
+
+class Local(RKD):
+    """A defect of public ports: it relates the samples of its own process, and says nothing."""
+
+    needs = Needs(embedding=True)
+
+
+class LocalBank(CRD):
+    """Each process keeps a bank of what it saw itself."""
+
+    def after_step(self, batch):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kd.losses.relation.crd.gather", lambda value: value)
+            super().after_step(batch)
+
+
+def planted(loss):
+    def phases(setting, epochs):
+        yield Phase("student", Offline(setting.student(), setting.teacher, Objective({"loss": Term(loss())})), epochs)
+
+    return Method(loss, phases)
+
+
+PLANTED = {"RKD of each process": planted(Local), "CRD's bank of each process": planted(LocalBank)}
 NET = {"num_classes": 10, "in_chans": 1, "image_size": 8}
 STEPS, SAMPLES = 10, 16
 
@@ -31,19 +58,22 @@ STEPS, SAMPLES = 10, 16
 def train(name, data, world=1, rank=0):
     """The state of each phase's regime after ten steps, and the loss of each step."""
     torch.manual_seed(0)
-    make = partial(partial, students.create, **NET)
-    teacher = frozen(make("cifar_resnet14", width=0.25)())
-    setting = Setting(make("cifar_resnet8", width=0.25), teacher, frozen, (make("cifar_resnet14", width=0.25),))
+    teacher = frozen(make("cifar_resnet14")())
+    setting = Setting(make("cifar_resnet8"), teacher, frozen, (make("cifar_resnet14"),))
     found = {}
     torch.manual_seed(1)
-    for phase in METHODS[name].phases(setting, 2):
+    for phase in (METHODS | PLANTED)[name].phases(setting, 2):
         found |= {f"{phase.name} {key}": value for key, value in steps(phase.regime, data, world, rank).items()}
         torch.manual_seed(1)
     return found
 
 
+def make(name):
+    return lambda: students.create(name, width=0.25, **NET).double()
+
+
 def frozen(model):
-    return Teacher(model.double(), image_size=8, channels=1, fold=False)
+    return Teacher(model, image_size=8, channels=1, fold=False)
 
 
 def steps(regime, data, world, rank):
@@ -85,7 +115,16 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_are_one(two, name):
-    first, second = (found[name] for found in two)
+    check(name, *(found[name] for found in two))
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_each_process_does_for_itself_is_caught(two, name):
+    with pytest.raises(AssertionError):
+        check(name, *(found[name] for found in two))
+
+
+def check(name, first, second):
     one = train(name, digits())
     assert set(first) == set(one)
     for key, value in one.items():
@@ -103,5 +142,5 @@ if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
     data = digits()
-    torch.save({name: train(name, data, 2, rank) for name in METHODS}, folder / f"{rank}.pt")
+    torch.save({name: train(name, data, 2, rank) for name in METHODS | PLANTED}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
