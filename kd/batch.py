@@ -202,6 +202,7 @@ class Facts:
         mean, std: of the training split, a value a channel, pixels in [0, 1].
         labels: (size,) integer labels of the training split, by index.
         soft_labels: whether batches carry (N, classes) probabilities (mixup, CutMix).
+        batch_size: of the whole batch, over all processes; None where it is not known yet.
     """
 
     classes: int
@@ -212,6 +213,7 @@ class Facts:
     std: tuple[float, ...]
     labels: Tensor = field(repr=False)
     soft_labels: bool = False
+    batch_size: int | None = None
 
     @property
     def size(self) -> int:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -309,7 +309,7 @@ def fit(
     accelerator = accelerator or make_accelerator(config, folder)
     _check_accelerator(accelerator, config)
     torch.manual_seed(config.seed)
-    regime.bind(data.facts)
+    regime.bind(replace(data.facts, batch_size=config.batch_size * accelerator.num_processes))
     if regime.demands.hard_labels and data.facts.soft_labels:
         raise InputError("data.augment", "mixup or cutmix", f"{type(regime).__name__} is defined for hard labels only")
     run = _Run(regime, data, config, accelerator, folder)

@@ -25,13 +25,14 @@ class SemCKD(Loss):
     which two layers make of the sample's row of the map's Gram matrix over the batch. All of these train along, one for
     each stage or pair of stages; stages are the last three of both nets by default.
 
-    `batch` is the size of the whole batch, over all processes; rows of a smaller one are filled up with zeros, a larger
-    one is refused. In the paper with weight 400 beside cross-entropy and KD of weight 1, T = 4.
+    `batch` is the size of the whole batch, over all processes, by default that of the fit; rows of a smaller one are
+    filled up with zeros, a larger one is refused. In the paper with weight 400 beside cross-entropy and KD of weight 1,
+    T = 4.
     """
 
-    def __init__(self, stages: Sequence[int] | None = None, batch: int = 64) -> None:
+    def __init__(self, stages: Sequence[int] | None = None, batch: int | None = None) -> None:
         super().__init__()
-        if batch < 1:
+        if batch is not None and batch < 1:
             raise InputError("SemCKD.batch", batch, "must be 1 or more")
         self.batch, self.stages = batch, stages
         self.needs = Needs(stages=stage_needs("SemCKD", stages).stages, gathered=True)
@@ -39,6 +40,9 @@ class SemCKD(Loss):
     def bind(self, student: Ports, teacher: Ports, data: Facts) -> None:
         self.stages = tuple(self.stages or last_stages(3, student, teacher))
         self.needs = Needs(stages=self.stages, gathered=True)  # a stage that is not named would not be gathered
+        self.batch = self.batch or data.batch_size or 64
+        if self.batch < (data.batch_size or 1):
+            raise InputError("SemCKD.batch", self.batch, f"must be at least the whole batch, {data.batch_size}")
         self.queries, self.keys = (nn.ModuleList(_embedding(self.batch) for _ in self.stages) for _ in range(2))
         ours, theirs = ([ports.stages[i][0] for i in self.stages] for ports in (student, teacher))
         self.regressors = nn.ModuleList(_regressor(*widths) for widths in itertools.product(ours, theirs))
@@ -54,6 +58,7 @@ class SemCKD(Loss):
 
     def _embedded(self, nets: nn.ModuleList, maps: Sequence[Tensor]) -> Tensor:
         """(N, stages, width) unit vectors."""
+        assert self.batch is not None
         missing = self.batch - len(maps[0])
         if missing < 0:
             raise InputError("SemCKD.batch", self.batch, f"must be at least the whole batch, {len(maps[0])}")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,3 +199,15 @@ def test_what_cannot_be_is_refused():
         SemCKD([])
     with pytest.raises(InputError, match=r"SemCKD\.batch"):
         SemCKD(batch=0)
+
+
+def test_the_batch_is_that_of_the_fit_and_a_smaller_one_is_refused_before_it():
+    facts = replace(tiny_facts(), batch_size=96)
+    loss = SemCKD()
+    loss.bind(*SMALL, facts)
+    assert loss.batch == loss.queries[0][0].in_features == 96
+    with pytest.raises(InputError, match=r"SemCKD\.batch: 95: must be at least the whole batch, 96"):
+        SemCKD(batch=95).bind(*SMALL, facts)
+    loss = SemCKD()
+    loss.bind(*SMALL, tiny_facts())
+    assert loss.batch == 64
