@@ -112,12 +112,16 @@ def compare(folders: dict[str, list[Path]], teacher: teachers.AnyTeacher, data: 
     yardstick = next((row["seconds"] for row in rows if row["name"] == YARDSTICK), None)
     for row in rows:
         row["seconds_ratio"] = row["seconds"] / yardstick if yardstick else None
-    atomic_write(out / "methods.json", json.dumps({"rows": rows, "command": cli.command("compare_methods")}, indent=1))
-    atomic_write(out / "methods.md", _markdown(rows))
+    in_main_process(lambda: _write(rows, out))
+    return Outcome("comparison")
+
+
+def _write(rows: list[dict[str, Any]], out: Path) -> None:
     from experiments.render import plots
 
+    atomic_write(out / "methods.json", json.dumps({"rows": rows, "command": cli.command("compare_methods")}, indent=1))
+    atomic_write(out / "methods.md", _markdown(rows))
     atomic_write(out / "methods.png", plots.methods(rows))
-    return Outcome("comparison")
 
 
 def _row(name: str, said: list[dict[str, Any]], seconds: list[float], teacher: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +186,7 @@ def main(config: CompareConfig, resolved: str) -> None:
             folders[name].append(run.step(f"{name}/seed-{seed}", work))
     live = teacher.teacher if isinstance(teacher, teachers.Cached) else teacher
     run.step("comparison", lambda folder: compare(folders, live, data, run.out))
-    _show(run.out)
+    in_main_process(lambda: _show(run.out))
 
 
 if __name__ == "__main__":
