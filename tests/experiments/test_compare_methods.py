@@ -78,3 +78,15 @@ def test_a_method_that_diverges_is_told_and_the_others_go_on(capfd, tmp_path):
     assert rows["FitNet"]["top1_test"] == []
     assert "FitNet (1 diverged) | – | – | – |" in (tmp_path / "run/methods.md").read_text()
     assert "NaN or infinite" in news
+
+
+def test_two_processes_compare_as_one_and_show_one_table(command, tmp_path):
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "-m")
+    arguments = ["--methods", "KD,FT,SimKD,DML", "--seeds", "0", *SMALL, "--fit.batch_size", "16"]
+    done = command("compare_methods", "--out", "run", *arguments, launcher=launcher, check=True)
+    rows = json.loads((tmp_path / "run/methods.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["teacher", "scratch", "KD", "FT", "SimKD", "DML"]
+    assert done.stdout.count("top-1 test") == 1
+    again = command("compare_methods", "--out", "run", *arguments, launcher=launcher, check=True)
+    assert again.stdout == done.stdout
+    assert "starts" not in again.stderr
