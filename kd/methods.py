@@ -88,12 +88,14 @@ def _self(kind: type[Regime]) -> Method:
     return _single(kind, lambda setting, epochs: kind(setting.student()))
 
 
-def _online(kind: type[Regime]) -> Method:
+def _online(kind: type[Regime], **options: str) -> Method:
     """A regime of a student and its peers."""
-    return _single(
-        kind,
-        lambda setting, epochs: kind([make() for make in (setting.student, *(setting.others or (setting.student,)))]),
-    )
+
+    def regime(setting: Setting, epochs: int) -> Regime:
+        peers = setting.student, *(setting.others or (setting.student,))
+        return kind([make() for make in peers], **options)
+
+    return _single(kind, regime)
 
 
 def _one(setting: Setting, epochs: int) -> Regime:
@@ -180,6 +182,7 @@ METHODS: dict[str, Method] = {
     "TAKD": Method(KD, _takd, _TAKD),
     "DML": _online(regimes.DML),
     "KDCL": _online(regimes.KDCL),
+    "KDCL-min": _online(regimes.KDCL, method="min"),
     "ONE": _single(regimes.ONE, _one),
     "BYOT": _self(regimes.BYOT),
     "PSKD": _self(regimes.PSKD),

@@ -70,8 +70,9 @@ REFUSED = {
     # a peer sees the images as they are
     "DML": {"deit at 48 to vit": r"data\.image_size: 3x32x32"},
     "KDCL": {"deit at 48 to vit": r"data\.image_size: 3x32x32"},
+    "KDCL-min": {"deit at 48 to vit": r"data\.image_size: 3x32x32"},
 }
-HARD_LABELS_ONLY = {"CRD", "KDCL", "PSKD", "CSKD", "DLB"}
+HARD_LABELS_ONLY = {"CRD", "KDCL", "KDCL-min", "PSKD", "CSKD", "DLB"}
 
 
 @cache
@@ -84,7 +85,7 @@ def nets(pair):
 def phases_of(name, pair):
     """The method's phases, not bound. Peers that may be of any architecture are one of each of the pair."""
     student, teacher = nets(pair)
-    others = (copies(teacher.model),) if name in ("DML", "KDCL") else (copies(student),)
+    others = (copies(teacher.model),) if name in ("DML", "KDCL", "KDCL-min") else (copies(student),)
     torch.manual_seed(0)
     return METHODS[name].phases(Setting(copies(student), teacher, Teacher, others), 2)
 
