@@ -94,7 +94,7 @@ def main(config: CompressConfig, resolved: str) -> None:
         raise InputError("stages", "[]", "name at least one, such as compress.Prune")
     run = Run(Path(config.out), resolved, cli.command("compress"))
     objective = config.objective.build(config.loss)
-    teacher = train_teacher.guide(config.teacher, data, run, seed, objective().needs)
+    teacher = train_teacher.guide(config.teacher, data, run, seed, objective().asks)
     start = run.step("student", lambda folder: keep(model, folder))
     compress(config.stages, start, run, Context(data, teacher, start, config.fit, objective, seed))
 

@@ -82,7 +82,7 @@ def main(config: DistillConfig, resolved: str) -> None:
     plan.build("meta")
     run = Run(Path(config.out), resolved, cli.command("distill"))
     objective = config.objective.build(config.loss)
-    teacher = train_teacher.guide(config.teacher, data, run, config.seed, objective().needs)
+    teacher = train_teacher.guide(config.teacher, data, run, config.seed, objective().asks)
     run.step("student", lambda folder: distill(plan, teacher, data, objective(), config.fit, folder, config.seed))
 
 

@@ -66,7 +66,7 @@ def main(config: PipelineConfig, resolved: str) -> None:
     search.check(config.search, data)
     run = Run(Path(config.out), resolved, cli.command("pipeline"))
 
-    teacher = train_teacher.guide(config.teacher, data, run, seed, objective().needs)
+    teacher = train_teacher.guide(config.teacher, data, run, seed, objective().asks)
     found = run.step("search", lambda folder: search.find(config.search, teacher, data, objective, folder, seed))
     plan = search.chosen(found)
     run.step("scratch", lambda folder: distill.from_scratch(plan, data, config.fit, folder, seed))

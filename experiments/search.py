@@ -86,7 +86,7 @@ def main(config: SearchCommandConfig, resolved: str) -> None:
     check(config.search, data)
     run = Run(Path(config.out), resolved, cli.command("search"))
     objective = config.objective.build(config.loss)
-    teacher = train_teacher.guide(config.teacher, data, run, config.seed, objective().needs)
+    teacher = train_teacher.guide(config.teacher, data, run, config.seed, objective().asks)
     run.step("search", lambda folder: find(config.search, teacher, data, objective, folder, config.seed))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,11 @@ class Loss(nn.Module):
     """One distillation term: says what it `needs`, builds its projections in `bind`, computes in `forward`."""
 
     needs: Needs = Needs()
+
+    @property
+    def asks(self) -> Needs:
+        """What is read of the teacher, where that is less than what is read of the student."""
+        return self.needs
 
     def bind(self, student: Ports, teacher: Ports, data: Facts) -> None:
         """Build what trains, once, from shapes. Raises InputError where the pair cannot work."""
@@ -91,17 +98,18 @@ class Objective(nn.Module):
 
     @property
     def needs(self) -> Needs:
-        total = Needs()
-        for _, loss in self.named():
-            total |= loss.needs
-        return total
+        return reduce(or_, (loss.needs for _, loss in self.named()))
+
+    @property
+    def asks(self) -> Needs:
+        return reduce(or_, (loss.asks for _, loss in self.named()))
 
     def bind(self, student: Ports, teacher: Ports, data: Facts) -> None:
         for name, loss in self.named():
             if data.soft_labels and loss.needs.hard_labels:
                 raise InputError("data.augment", "mixup or cutmix", f"{name} is defined for hard labels only")
-            for side, ports in (("student", student), ("teacher", teacher)):
-                for index in loss.needs.stages:
+            for side, ports, needs in (("student", student, loss.needs), ("teacher", teacher, loss.asks)):
+                for index in needs.stages:
                     if not -len(ports.stages) <= index < len(ports.stages):
                         raise InputError(f"{name}.stages", index, f"the {side} has {len(ports.stages)} stages")
             loss.bind(student, teacher, data)
@@ -127,8 +135,8 @@ class Objective(nn.Module):
             for name, loss in self.named():
                 if loss.needs.gathered and several():
                     if whole is None:
-                        needs = self.needs
-                        whole = _gather_outputs(student, needs), _gather_outputs(teacher, needs), _gather_batch(batch)
+                        ours, theirs = _gather_outputs(student, self.needs), _gather_outputs(teacher, self.asks)
+                        whole = ours, theirs, _gather_batch(batch)
                     parts[name] = loss(*whole)
                 else:
                     parts[name] = loss(student, teacher, batch)

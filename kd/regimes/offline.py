@@ -40,10 +40,10 @@ class Offline(Regime):
             image = View(noise.to(next(self.student.parameters())), data.labels[:1], torch.arange(1), -1)
             with inference(self.student):
                 read(self.student, image.x, self.objective.needs)
-                self.teacher.guide(image, self.objective.needs)
+                self.teacher.guide(image, self.objective.asks)
 
     def guide(self, batch: Batch) -> tuple[Outputs, ...]:
-        return tuple(self.teacher.guide(view, self.objective.needs) for view in batch.views)
+        return tuple(self.teacher.guide(view, self.objective.asks) for view in batch.views)
 
     def forward(self, batch: Batch, guides: tuple[Outputs, ...]) -> Step:
         outputs = together([read(self.student, view.x, self.objective.needs) for view in batch.views])

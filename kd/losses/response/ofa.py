@@ -49,6 +49,10 @@ class OFA(Loss):
                 raise InputError(f"OFA.{name}", value, "must be above 0")
         self.stages, self.eps, self.temperature = stages, eps, temperature
 
+    @property
+    def asks(self) -> Needs:
+        return Needs()  # logits alone: so they may be stored, or those of an ensemble
+
     def bind(self, student: Ports, teacher: Ports, data: Facts) -> None:
         count = len(student.stages)
         self.stages = self.stages or range(-1, -count - 1, -max(1, count // 4))[:4]

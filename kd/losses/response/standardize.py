@@ -33,6 +33,10 @@ class Standardized(Loss):
     def needs(self) -> Needs:  # type: ignore[override]  # what the loss needs
         return self.loss.needs
 
+    @property
+    def asks(self) -> Needs:
+        return self.loss.asks
+
     def bind(self, student: Ports, teacher: Ports, data: Facts) -> None:
         self.loss.bind(student, teacher, data)
         exits = getattr(self.loss, "exits", ())

@@ -6,10 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from kd.batch import Ports
+from kd.batch import Needs, Ports
 from kd.errors import InputError
+from kd.loss import Objective, Term
 from kd.losses.response.ofa import OFA, ofa
-from kd.testing import LossContract, naive_log_softmax, naive_targets, tiny_facts
+from kd.losses.response.standardize import Standardized
+from kd.regimes import Offline
+from kd.testing import (
+    LossContract,
+    TinyTeacher,
+    naive_log_softmax,
+    naive_targets,
+    tiny_batch,
+    tiny_facts,
+    tiny_net,
+)
 
 
 def naive_ofa(student, teacher, targets, eps, temperature):
@@ -201,3 +212,24 @@ def test_wrong_shapes_are_told(student, teacher, target):
 def test_hyper_parameters_outside_their_range_are_refused(wrong):
     with pytest.raises(InputError, match=rf"OFA\.{next(iter(wrong))}"):
         OFA(**wrong)
+
+
+def test_the_teacher_is_asked_for_logits_alone():
+    for loss in (OFA(), Standardized(OFA())):
+        asked = []
+
+        class Logits(TinyTeacher):
+            def ports(self, data):
+                return Ports(data.classes, 4, ())  # as of an ensemble, which has no maps
+
+            def __call__(self, view, needs, asked=asked):
+                asked.append(needs)
+                return super().__call__(view, needs)
+
+        regime = Offline(tiny_net(), Logits(), Objective({"OFA": Term(loss)}))
+        regime.bind(tiny_facts())
+        batch = tiny_batch(tiny_facts(), 4)
+        with torch.no_grad():
+            guides = regime.guide(batch)
+        assert regime(batch, guides).loss.isfinite()
+        assert asked == [Needs()]
