@@ -1,18 +1,19 @@
 """Width and depth of timm's nets: what their constructors are given, scaled.
 
-A family is a rule, from the arguments of a constructor and the two factors to the arguments that change. Factors are
-continuous; channels are rounded to what the family can take and every stage keeps at least one block, so a factor that
-is small enough stops having an effect. A factor of 1 changes nothing.
+A rule leads from the arguments of a constructor and the two factors to the arguments that change. Most families share
+one, `named`: it knows by the names of arguments which are channels, heads and blocks. Factors are continuous; channels
+are rounded to what the family can take and every stage keeps at least one block, so a factor that is small enough stops
+having an effect. A factor of 1 changes nothing.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from kd.errors import InputError
@@ -20,23 +21,129 @@ from kd.errors import InputError
 Arguments = dict[str, Any]
 Rule = Callable[[Arguments, float, float], Arguments]
 
+CHANNELS = """
+    base_dim base_dims channels dim dims embed_dim embed_dims feature_dim growth_rate growth_rates head_hidden_size
+    head_widths hidden_sizes in_chs inc_sec init_channels inner_dim intermediate_size k_r neck_chans num_channels
+    num_features num_init_features out_chs partial_dim stage_conv_chs stage_out_chs stem_chs stem_hidden_dim stem_width
+    transformer_dim width_list widths"""
+BLOCKS = """
+    block_config block_per_stage d depth depth_list depths k_sec layers levels num_blocks num_blocks_list num_modules
+    parallel_depth serial_depths stages transformer_depth transformer_depths"""
+POSITIONS = "global_att_blocks global_attn_indexes local_up_to_layer"
+"""Of blocks."""
+HEADS = {
+    "base_dims": ("heads",),
+    "dims": ("heads",),
+    "embed_dim": ("num_heads", "num_heads_outer"),
+    "embed_dims": ("num_heads",),
+    "inner_dim": ("num_heads_inner",),
+}
+"""By the channels that they divide."""
+FACTORS = {
+    "widen_factor": "width",
+    "width": "width",
+    "width_factor": "width",
+    "width_mult": "width",
+    "deepen_factor": "depth",
+    "depth_mult": "depth",
+}
+
 
 def scaled(value: int, factor: float, multiple: int = 1) -> int:
     """`value` times `factor`, to the nearest multiple, never below one; as it is where the factor is 1."""
     return value if factor == 1 else max(multiple, math.floor(value * factor / multiple + 0.5) * multiple)
 
 
-def stages(channels: str, blocks: str, multiple: int = 8, stem: str | None = None) -> Rule:
-    """Nets that list the channels and the blocks of their stages, under these names."""
+def named(multiple: int | str = 8, fixed: str = "", channels: str = "", blocks: str = "", **factors: str) -> Rule:
+    """Nets whose arguments say by their names what they count; configurations among them are read the same way.
+
+    Channels become multiples of `multiple` (or of the argument of that name) and of four times their heads, so that a
+    rotation of two axes fits into a head. A factor on all channels takes the place of the channels beside it.
+
+    Args:
+        fixed: names that stay as they are.
+        channels, blocks: further names of these.
+        factors: further names of factors, on what.
+    """
+    stay = set(fixed.split())
+    of_channels, of_blocks = {*CHANNELS.split(), *channels.split()} - stay, {*BLOCKS.split(), *blocks.split()} - stay
+    positions = {*POSITIONS.split()} - stay
+    on = {name: axis for name, axis in (FACTORS | factors).items() if name not in stay}
 
     def rule(arguments: Arguments, width: float, depth: float) -> Arguments:
-        changed: Arguments = {
-            channels: tuple(scaled(count, width, multiple) for count in arguments[channels]),
-            blocks: tuple(scaled(count, depth) for count in arguments[blocks]),
-        }
-        return changed if stem is None else changed | {stem: scaled(arguments[stem], width, multiple)}
+        by = {"width": width, "depth": depth}
+        factor = {name: by[on[name]] for name in on if isinstance(arguments.get(name), float | int)}
+        axes = {on[name] for name in factor}
+        changed: Arguments = {}
+        for name, value in arguments.items():
+            if _holds_records(value):
+                changed[name] = _inside(value, lambda record: rule(record, width, depth))
+            elif name in factor:
+                changed[name] = value * factor[name]
+            elif name in of_channels and "width" not in axes:
+                least = multiple if isinstance(multiple, int) else arguments[multiple]
+                beside = next((h for h in HEADS.get(name, ()) if h in arguments and h not in stay), None)
+                if beside is None:
+                    changed[name] = each(value, width, least)
+                else:
+                    changed[beside] = _heads(arguments[beside], width)
+                    changed[name] = _divided(value, width, least, changed[beside])
+            elif name in of_blocks and "depth" not in axes:
+                changed[name] = each(value, depth)
+            elif name in positions:
+                changed[name] = _moved(value, depth)
+        return {name: value for name, value in changed.items() if value != arguments[name]}
 
     return rule
+
+
+def each(value: Any, factor: float, multiple: int = 1) -> Any:
+    """A count, or lists of counts, scaled; a 0 stays, and so does what is no number."""
+    if isinstance(value, list | tuple):
+        return type(value)(each(count, factor, multiple) for count in value)
+    return scaled(value, factor, min(multiple, value)) if isinstance(value, int) and value > 0 else value
+
+
+def _heads(heads: Any, width: float) -> Any:
+    """As many as the width asks for; those of later stages keep their ratio to the first, where that is whole."""
+    if not isinstance(heads, list | tuple):
+        return scaled(heads, width)
+    first = scaled(heads[0], width)
+    whole = all(count % heads[0] == 0 for count in heads)
+    return type(heads)(count // heads[0] * first if whole else scaled(count, width) for count in heads)
+
+
+def _divided(channels: Any, width: float, multiple: int, heads: Any) -> Any:
+    """Channels that their heads divide: one number for all stages is that of the first one."""
+    if not isinstance(channels, list | tuple):
+        first = heads[0] if isinstance(heads, list | tuple) else heads
+        return scaled(channels, width, math.lcm(multiple, 4 * first))
+    counts = heads if isinstance(heads, list | tuple) else [heads] * len(channels)
+    return type(channels)(
+        scaled(count, width, math.lcm(multiple, 4 * divisor)) for count, divisor in zip(channels, counts, strict=True)
+    )
+
+
+def _moved(positions: Any, depth: float) -> Any:
+    """Positions of blocks, as far along the net as they were."""
+    if isinstance(positions, list | tuple):
+        return type(positions)(_moved(position, depth) for position in positions)
+    return scaled(positions + 1, depth) - 1
+
+
+def _holds_records(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_records, value))
+    return isinstance(value, Mapping) or (is_dataclass(value) and not isinstance(value, type))
+
+
+def _inside(value: Any, rule: Callable[[Arguments], Arguments]) -> Any:
+    """Configurations, at whatever depth of lists, under a rule."""
+    if isinstance(value, list | tuple):
+        return type(value)(_inside(each, rule) for each in value)
+    if isinstance(value, Mapping):
+        return {**value, **rule(dict(value))}
+    return replace(value, **rule(vars(value))) if _holds_records(value) else value
 
 
 def concatenating(arguments: Arguments, width: float, depth: float) -> Arguments:
@@ -54,7 +161,7 @@ def inverted_residuals(arguments: Arguments, width: float, depth: float) -> Argu
         "stem_size": scaled(arguments["stem_size"], width if arguments["fix_stem"] else 1, 8),
         "round_chs_fn": partial(_rounded, arguments["round_chs_fn"], width),
         "num_features": scaled(arguments["num_features"], width, 8) if arguments["num_features"] else 0,
-        "block_args": [_repeated(stage, scaled(len(stage), depth)) for stage in arguments["block_args"]],
+        "block_args": [repeated(stage, scaled(len(stage), depth)) for stage in arguments["block_args"]],
     }
 
 
@@ -62,18 +169,114 @@ def _rounded(round_channels: Callable[[float], int], width: float, channels: flo
     return scaled(round_channels(channels), width, 8)
 
 
-def _repeated(stage: list[Arguments], count: int) -> list[Arguments]:
-    """The first `count` blocks of a stage, the last one repeated where there are too few."""
-    return [copy.deepcopy(stage[min(i, len(stage) - 1)]) for i in range(count)]
+def repeated(stage: Any, count: int, period: int = 1) -> Any:
+    """The first blocks of a stage and its last ones, `period` of them, these again where there are too few."""
+    last, tail = len(stage) - period, count - period
+    places = (i if i < min(tail, last) or i < period else last + (i - tail) % period for i in range(count))
+    return type(stage)(copy.deepcopy(stage[i]) for i in places)
+
+
+def own_blocks(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """Nets of blocks that they bring: a stage is a block and a number, or a list of single blocks, by twos if even."""
+    changed = named(blocks="d")(arguments, width, depth)
+    config: Any = changed.get("model_cfg", arguments["model_cfg"])
+    return {"model_cfg": replace(config, blocks=type(config.blocks)(_fewer(stage, depth) for stage in config.blocks))}
+
+
+def _fewer(stage: Any, depth: float) -> Any:
+    if not isinstance(stage, list | tuple) or any(block.d > 1 for block in stage):
+        return stage
+    period = 2 if len(stage) % 2 == 0 else 1
+    return repeated(stage, scaled(len(stage), depth, period), period)
+
+
+def ghosts(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """Nets that list their blocks as numbers, with a factor on all channels."""
+    stages = [repeated(stage, scaled(len(stage), depth)) for stage in arguments["cfgs"]]
+    return {"width": arguments["width"] * width, "cfgs": stages}
+
+
+def plain(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """VGG: a list of channels, stages parted by pools."""
+    layers: list[int | str] = []
+    for is_pool, stage in groupby(arguments["model_cfg"], lambda layer: layer == "M"):
+        kept = list(stage)
+        layers += kept if is_pool else [scaled(n, width, 8) for n in repeated(kept, scaled(len(kept), depth))]
+    return {"model_cfg": layers}
+
+
+def quantized_linear(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """RegNet: widths grow on a line that is cut into stages. A shorter line is steeper, so that it ends as wide.
+
+    Where it would lose a stage it is as short as it may be. Radosavovic et al., Designing network design spaces, 2020.
+    """
+    from timm.models.regnet import generate_regnet
+
+    config = arguments["model_cfg"]
+    w0, group_size = scaled(config.w0, width, 8), scaled(config.group_size, width, 8)
+
+    def line(length: int) -> tuple[float, int]:
+        slope = config.wa * (config.depth - 1) / max(1, length - 1) * width
+        return slope, generate_regnet(slope, w0, config.wm, length, group_size)[1]
+
+    count, blocks = line(config.depth)[1], scaled(config.depth, depth)
+    while blocks < config.depth and line(blocks)[1] < count:
+        blocks += 1
+    stem = scaled(config.stem_width, width, 8)
+    changed = replace(config, w0=w0, wa=line(blocks)[0], depth=blocks, group_size=group_size, stem_width=stem)
+    return {"model_cfg": changed}
+
+
+def listed_stages(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """HGNet: a stage is its channels (in, between, out), its blocks, what stays, and the layers of a block."""
+    config = {"stem_chs": each(arguments["model_cfg"]["stem_chs"], width, 8)}
+    for name, value in arguments["model_cfg"].items():
+        if name.startswith("stage"):
+            blocks, layers = nested(value[3], value[7], depth)
+            config[name] = [*each(value[:3], width, 8), blocks, *value[4:7], layers]
+    return {"model_cfg": arguments["model_cfg"] | config}
+
+
+def nested(blocks: int, layers: int, depth: float) -> tuple[int, int]:
+    """Blocks of a stage and layers of a block: a single block is what the stage keeps, so it has fewer layers."""
+    return (scaled(blocks, depth), layers) if blocks > 1 else (blocks, scaled(layers, depth))
+
+
+def aggregated(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """VoVNet: as many layers in every block."""
+    config = arguments["model_cfg"]
+    _, layers = nested(max(config["block_per_stage"]), config["layer_per_block"], depth)
+    return {"model_cfg": config | named()(config, width, depth) | {"layer_per_block": layers}}
+
+
+def rows(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """Xception: a list of blocks, of which those that follow their like are a stage."""
+    stages = [list(stage) for _, stage in groupby(arguments["block_cfg"])]
+    kept = [block for stage in stages for block in repeated(stage, scaled(len(stage), depth))]
+    first, *others = _inside(kept, lambda block: named()(block, width, 1))
+    return {"block_cfg": [first | {"in_chs": kept[0]["in_chs"]}, *others]}  # what the stem gives, which is fixed
+
+
+def attending(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """iFormer: the later stages end in groups of three blocks with attention."""
+    changed = {"depths": arguments["depths"]} | named(blocks="attn_groups")(arguments, width, depth)
+    groups: Any = changed.get("attn_groups", arguments["attn_groups"])
+    return changed | {"depths": tuple(max(n, 3 * count) for n, count in zip(changed["depths"], groups, strict=True))}
+
+
+def by_fives(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """NextViT: the third stage is groups of five blocks. Its channels stand in its constructor."""
+    first, second, third, fourth = arguments["depths"]
+    return {"depths": (*each((first, second), depth), scaled(third, depth, 5), scaled(fourth, depth))}
 
 
 def transformer(arguments: Arguments, width: float, depth: float) -> Arguments:
-    heads = scaled(arguments["num_heads"], width)
-    return {
-        "num_heads": heads,
-        "embed_dim": scaled(arguments["embed_dim"], width, math.lcm(heads, 8)),
-        "depth": scaled(arguments["depth"], depth),
-    }
+    """A vision transformer. The convolutions that some begin with are kept, and projected to the new width."""
+    changed = named()(arguments, width, depth)
+    embed = arguments.get("embed_layer")
+    if isinstance(embed, partial) and "embed_dim" in changed and not embed.keywords.get("proj", True):
+        changed["embed_layer"] = partial(embed, proj=True)
+    return changed
 
 
 @dataclass(frozen=True)
@@ -89,24 +292,49 @@ class Family:
     last: int | None = 4
 
 
-_cifar = partial(stages, "channels", "layers")
+_cifar = Family(named(multiple=2), last=2)
 FAMILIES = {
-    "ResNet": Family(stages("channels", "layers", stem="stem_width")),
-    "ConvNeXt": Family(stages("dims", "depths")),
+    "ByobNet": Family(own_blocks, last=None),
+    "CifarMobileNetV2": _cifar,
+    "CifarResNet": _cifar,
+    "CifarShuffleNetV1": Family(concatenating, last=2),
+    "CifarShuffleNetV2": _cifar,
+    "CifarVGG": _cifar,
+    "CifarWideResNet": _cifar,
+    "CoaT": Family(named(fixed="num_heads"), last=None),
+    "ConVit": Family(named(fixed="num_heads"), last=None),
+    "ConvNeXt": Family(named()),
+    "DLA": Family(named(multiple=32), last=None),
+    "DPN": Family(named(multiple="groups"), last=None),
     "EfficientNet": Family(inverted_residuals),
+    "GhostNet": Family(ghosts, last=None),
+    "HieraDet": Family(named(fixed="global_att_blocks"), last=None),
+    "HighPerfGpuNet": Family(listed_stages, last=None),
+    "HighResolutionNet": Family(named(fixed="num_channels num_modules stem_width"), last=None),
+    "IFormer": Family(attending, last=None),
+    "LCNetV2": Family(named(scale="width"), last=None),
+    "MaxxVit": Family(named(multiple=32), last=None),
+    "MobileNetV3": Family(inverted_residuals, last=None),
+    "MobileNetV5": Family(inverted_residuals, last=None),
+    "NASNetALarge": Family(named(multiple=96), last=None),
+    "NextViT": Family(by_fives, last=None),
+    "PoolingVisionTransformer": Family(named(fixed="heads"), last=None),
+    "RegNet": Family(quantized_linear, last=None),
+    "RepGhostNet": Family(ghosts, last=None),
+    "ResNet": Family(named()),
+    "SelecSls": Family(named(fixed="num_features"), last=None),
+    "VGG": Family(plain, last=None),
+    "VovNet": Family(aggregated, last=None),
     "VisionTransformer": Family(transformer, last=None),
     "VisionTransformerDistilled": Family(transformer, last=None),
-    "CifarResNet": Family(_cifar(multiple=2), last=2),
-    "CifarWideResNet": Family(_cifar(multiple=2), last=2),
-    "CifarVGG": Family(_cifar(multiple=2), last=2),
-    "CifarMobileNetV2": Family(_cifar(multiple=2), last=2),
-    "CifarShuffleNetV1": Family(concatenating, last=2),
-    "CifarShuffleNetV2": Family(_cifar(multiple=2), last=2),
+    "XceptionAligned": Family(rows, last=None),
 }
 """By the name of the model's class."""
 
+OTHERS = Family(named(), last=None)
+"""The rule of a class that is not in the table."""
 
-def not_scaled(name: str, width: float, depth: float) -> InputError:
+
+def not_scaled(name: str, width: float, depth: float, why: str) -> InputError:
     field, factor = ("width", width) if width != 1 else ("depth", depth)
-    can = "resnet*, convnext*, mobilenetv2_*, vit_*, deit_* and cifar_* can"
-    return InputError(f"student.{field}", factor, f"{name} cannot be scaled yet: {can}")
+    return InputError(f"student.{field}", factor, f"{name} cannot be scaled so: {why}")

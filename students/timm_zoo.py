@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from kd.errors import InputError
-from students.scaling import FAMILIES, Arguments, not_scaled
+from students.reshaping import reshape
+from students.scaling import FAMILIES, OTHERS, Arguments
 from students.stem import ease, patches
 
 Build = Callable[..., nn.Module]
@@ -51,21 +52,18 @@ def build(
         arguments["img_size"] = image_size
 
     def adjusted(net: type[nn.Module], variant: str, weights: bool, **given: Any) -> nn.Module:
-        family = FAMILIES.get(net.__name__)
-        if family is not None:
-            full = _defaults(net) | given
-            if "img_size" in arguments:
-                given["patch_size"] = patches(full["patch_size"], image_size)
-            given |= family.scale(full, width, depth)
-        elif (width, depth) != (1, 1):
-            raise not_scaled(name, width, depth)
+        full = _defaults(net) | given
+        if "img_size" in arguments and isinstance(full.get("patch_size"), int):
+            given["patch_size"] = patches(full["patch_size"], image_size)
+        given |= FAMILIES.get(net.__name__, OTHERS).scale(full, width, depth)
         return timm.models.build_model_with_cfg(net, variant, weights, **given)
 
     architecture, _, tag = name.partition(".")
     entrypoint = _between(timm.model_entrypoint(architecture), adjusted)
     net = entrypoint(pretrained=pretrained, pretrained_cfg=tag or None, **arguments)
-    family = FAMILIES.get(type(net).__name__)
-    if family is not None and family.last is not None:
+    reshape(net, in_chans, width, depth)
+    family = FAMILIES.get(type(net).__name__, OTHERS)
+    if family.last is not None:
         ease(net, in_chans, image_size, family.last)
     return net
 

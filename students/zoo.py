@@ -57,8 +57,9 @@ def net(
     if pretrained and (width, depth) != (1, 1):
         raise InputError("student.pretrained", "true", "published weights fit width 1 and depth 1 only")
     if _of_torchvision(name) and (width, depth) != (1, 1):
-        raise not_scaled(name, width, depth)
-    size = ("data.image_size", image_size, f"too small for {name}, or not for it")
+        raise not_scaled(name, width, depth, "its constructor takes no numbers of channels and blocks")
+    at = "" if (width, depth) == (1, 1) else f" at width {width} and depth {depth}"
+    size = ("data.image_size", image_size, f"too small for {name}{at}, or not for it")
     weights = ("student.name", name, "its weights cannot be had")
     with _told(*(weights if pretrained else size)):
         if _of_torchvision(name):
@@ -81,5 +82,5 @@ def _told(field: str, value: object, why: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError, IndexError, TypeError, ZeroDivisionError) as error:
         raise InputError(field, value, f"{why} ({error})") from error
