@@ -1,0 +1,99 @@
+"""One small model of every module of timm, half as wide and half as deep."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import _registry as registry
+
+import students
+from kd import taps
+from kd.errors import InputError
+from students import Blueprint, zoo
+
+NAMES = (Path(__file__).parents[2] / "experiments/zoo.txt").read_text().split()
+SOME = [
+    "mobileone_s1",
+    "crossvit_tiny_240",
+    "cs3darknet_focus_s",
+    "densenet121",
+    "edgenext_xx_small",
+    "hgnetv2_b0",
+    "inception_v3",
+    "mobilenetv3_small_050",
+    "pvt_v2_b0",
+    "regnetx_002",
+    "starnet_s100",
+    "swiftformer_xs",
+]
+NOT_SCALED = {
+    ("nextvit_small", "width"): "its channels stand in its constructor, and its attention counts them",
+    ("selecsls60", "depth"): "its blocks are of different shapes but for two",
+    ("vgg11", "depth"): "nine tenths of its parameters are in its classifier",
+}
+"""What does not meet the bounds, and why."""
+
+
+@cache
+def parameters(name: str, width: float = 1.0, depth: float = 1.0) -> int:
+    model = Blueprint(name, 100, image_size=zoo.published(name).image_size, width=width, depth=depth).build("meta")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def meets(name: str, axis: str) -> bool:
+    ratio = parameters(name, **{axis: 0.5}) / parameters(name)
+    return 0.15 < ratio < 0.65 if axis == "width" else ratio < 0.9
+
+
+def learns_and_reloads(name: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    for size in (64, 128, zoo.published(name).image_size):
+        try:
+            model = students.create(name, num_classes=4, image_size=size, width=0.5, depth=0.5)
+            break
+        except InputError:
+            continue
+    x = torch.rand(2, 3, size, size)
+    torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 1])).backward()
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    offered = taps.ports(model.eval(), 3, (size, size))
+    assert offered.classes == 4
+    assert offered.stages
+    students.save(model, folder)
+    with torch.no_grad():
+        assert torch.equal(students.load(folder)(x), model(x))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_some_families_scale_on_both_axes(name: str, tmp_path: Path) -> None:
+    assert meets(name, "width")
+    assert meets(name, "depth")
+    learns_and_reloads(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_scales_or_is_listed(name: str, tmp_path: Path) -> None:
+    for axis in ("width", "depth"):
+        assert meets(name, axis) != ((name, axis) in NOT_SCALED)
+    learns_and_reloads(name, tmp_path)
+
+
+def test_every_module_of_timm_has_its_model() -> None:
+    assert sorted(registry._model_to_module[name] for name in NAMES) == sorted(registry._module_to_models)
+    assert {name for name, _ in NOT_SCALED} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["regnetx_002", "mobilenetv3_small_050", "edgenext_xx_small"])
+def test_factors_of_one_draw_the_weights_of_timm(name: str) -> None:
+    size = zoo.published(name).image_size
+    torch.manual_seed(0)
+    expected = timm.create_model(name, num_classes=10).state_dict()
+    torch.manual_seed(0)
+    found = Blueprint(name, 10, image_size=size).build().net.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
