@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/ready
 
-.PHONY: digits cifar10 test slow lint format clean
+.PHONY: digits cifar10 test slow sweep lint format clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ test: $(READY)  ## the ordinary tests
 	$(BIN)/python -m pytest -m 'not slow'
 
 slow: $(READY)  ## the sweeps that the ordinary tests leave out
+	$(BIN)/python -m pytest -m slow
+
+sweep: $(READY)  ## docs/zoo.md anew: every family of timm at half the width and depth; and the slow tests
+	$(BIN)/python -W ignore -m experiments.zoo > docs/zoo.md
 	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)  ## style, types and layers
