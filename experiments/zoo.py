@@ -45,11 +45,13 @@ def row(name: str) -> Iterator[str]:
     base, told = _cost(name, size)
     yield told
     for axis, least, most in (("width", 0.15, 0.65), ("depth", 0.0, 0.9)):
-        params, told = _cost(name, size, **{axis: 0.5})
-        ratio = params / base
-        if not least < ratio < most:
-            why += f"{axis} .5 keeps {ratio:.2f} of the parameters; "
-        yield from (told, "yes" if least < ratio < most else "no")
+        try:
+            params, told = _cost(name, size, **{axis: 0.5})
+            fits, reason = least < params / base < most, f"keeps {params / base:.2f} of the parameters"
+        except InputError as error:
+            told, fits, reason = "–", False, error.allowed
+        why += "" if fits else f"{axis} .5: {reason}; "
+        yield from (told, "yes" if fits else "no")
     try:
         Blueprint(name, 100, image_size=32).build("meta")
         yield "yes"

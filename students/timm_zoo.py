@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 
 from kd.errors import InputError
-from students.reshaping import reshape
-from students.scaling import FAMILIES, OTHERS, Arguments
+from students.reshaping import DEPTHS, WIDTHS, reshape
+from students.scaling import FAMILIES, OTHERS, Arguments, not_scaled
 from students.stem import ease, patches
 
 Build = Callable[..., nn.Module]
@@ -55,7 +55,12 @@ def build(
         full = _defaults(net) | given
         if "img_size" in arguments and isinstance(full.get("patch_size"), int):
             given["patch_size"] = patches(full["patch_size"], image_size)
-        given |= FAMILIES.get(net.__name__, OTHERS).scale(full, width, depth)
+        rule = FAMILIES.get(net.__name__, OTHERS).scale
+        for factors, built in (((width, 1.0), WIDTHS), ((1.0, depth), DEPTHS)):
+            more = rule(full, *(1.0 if factor == 1 else 3.0 for factor in factors))  # which every count would follow
+            if factors != (1, 1) and net.__name__ not in built and all(more[key] == full[key] for key in more):
+                raise not_scaled(name, *factors, f"no argument of {net.__name__} says how")
+        given |= rule(full, width, depth)
         return timm.models.build_model_with_cfg(net, variant, weights, **given)
 
     architecture, _, tag = name.partition(".")
