@@ -57,8 +57,10 @@ def build(
             given["patch_size"] = patches(full["patch_size"], image_size)
         rule = FAMILIES.get(net.__name__, OTHERS).scale
         for factors, built in (((width, 1.0), WIDTHS), ((1.0, depth), DEPTHS)):
+            if factors == (1, 1) or net.__name__ in built:
+                continue
             more = rule(full, *(1.0 if factor == 1 else 3.0 for factor in factors))  # which every count would follow
-            if factors != (1, 1) and net.__name__ not in built and all(more[key] == full[key] for key in more):
+            if all(more[key] == full[key] for key in more):
                 raise not_scaled(name, *factors, f"no argument of {net.__name__} says how")
         given |= rule(full, width, depth)
         return timm.models.build_model_with_cfg(net, variant, weights, **given)

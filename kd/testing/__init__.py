@@ -18,10 +18,10 @@ from kd.testing.batch_norm import GatheredBatchNorm, gathered  # noqa: E402
 from kd.testing.graph import trained_by  # noqa: E402
 from kd.testing.loss_contract import LossContract  # noqa: E402
 from kd.testing.naive import (  # noqa: E402
-    naive_connector,
     naive_convolution,
     naive_log_softmax,
     naive_mse,
+    naive_net,
     naive_norm,
     naive_pool,
     naive_pooled,
@@ -36,10 +36,10 @@ __all__ = [
     "RegimeContract",
     "TinyTeacher",
     "gathered",
-    "naive_connector",
     "naive_convolution",
     "naive_log_softmax",
     "naive_mse",
+    "naive_net",
     "naive_norm",
     "naive_pool",
     "naive_pooled",

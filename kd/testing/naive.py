@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,19 +49,22 @@ def naive_pooled(images: Sequence[Image], size: Sequence[int]) -> list[Image]:
 
 
 def naive_convolution(layer: nn.Conv2d, image: Image) -> Image:
-    """One image through a convolution that keeps its size."""
-    weight, rows, columns = layer.weight.tolist(), range(len(image[0])), range(len(image[0][0]))
+    """One image through a convolution with a square kernel."""
+    weight, height, width = layer.weight.tolist(), len(image[0]), len(image[0][0])
     bias = [0.0] * len(weight) if layer.bias is None else layer.bias.tolist()
-    reach = layer.kernel_size[0] // 2
+    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+    rows, columns = (range((length + 2 * padding - kernel) // stride + 1) for length in (height, width))
     result = [[[value for _ in columns] for _ in rows] for value in bias]
     for b, kernels in enumerate(weight):
-        for a, kernel in enumerate(kernels):
-            for i in range(-reach, reach + 1):
-                for j in range(-reach, reach + 1):
-                    for y in rows:
-                        for x in columns:
-                            if y + i in rows and x + j in columns:
-                                result[b][y][x] += kernel[i + reach][j + reach] * image[a][y + i][x + j]
+        first = b // (len(weight) // layer.groups) * len(kernels)  # of the channels that its group sees
+        for source, taps in zip(image[first:], kernels, strict=False):
+            for i in range(kernel):
+                for j in range(kernel):
+                    for r in rows:
+                        for c in columns:
+                            y, x = stride * r - padding + i, stride * c - padding + j
+                            if 0 <= y < height and 0 <= x < width:
+                                result[b][r][c] += taps[i][j] * source[y][x]
     return result
 
 
@@ -77,9 +80,15 @@ def naive_norm(layer: nn.BatchNorm2d, images: Sequence[Image]) -> list[Image]:
     return result
 
 
-def naive_connector(connector: nn.Sequential, images: Sequence[Image]) -> list[Image]:
-    """Images through a convolution and its BatchNorm."""
-    convolution, norm = connector
-    assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    return naive_norm(norm, [naive_convolution(convolution, image) for image in images])
+def naive_net(layers: Iterable[nn.Module], images: Sequence[Image]) -> list[Image]:
+    """Images through convolutions, BatchNorms in training and ReLUs, one after the other."""
+    images = list(images)
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            images = [naive_convolution(layer, image) for image in images]
+        elif isinstance(layer, nn.BatchNorm2d):
+            images = naive_norm(layer, images)
+        else:
+            assert isinstance(layer, nn.ReLU)
+            images = [[[[max(x, 0.0) for x in row] for row in plane] for plane in image] for image in images]
+    return images

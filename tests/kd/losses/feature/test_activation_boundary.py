@@ -7,7 +7,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from kd.batch import Ports
 from kd.errors import InputError
 from kd.losses.feature.activation_boundary import AB, activation_boundary
-from kd.testing import LossContract, naive_connector, naive_pool, tiny_facts
+from kd.testing import LossContract, naive_net, naive_pool, tiny_facts
 
 
 def naive_ab(student, teacher, margin):
@@ -32,7 +32,7 @@ class TestAB(LossContract):
     def reference(self, loss, student, teacher, batch):
         total = 0.0
         for weight, i, connector in zip((0.5, 1.0), (0, 1), loss.connectors, strict=True):
-            ours = naive_connector(connector, student.before[i].tolist())
+            ours = naive_net(connector, student.before[i].tolist())
             total += weight * naive_ab(ours, teacher.before[i].tolist(), 1.0)
         return total
 

@@ -9,7 +9,7 @@ import torch
 from kd.batch import Ports
 from kd.errors import InputError
 from kd.losses.feature.ofd import OFD, ofd, ofd_margin
-from kd.testing import LossContract, naive_connector, naive_pool, tiny_facts
+from kd.testing import LossContract, naive_net, naive_pool, tiny_facts
 
 
 def naive_ofd(student, teacher, margins):
@@ -42,7 +42,7 @@ class TestOFD(LossContract):
     def reference(self, loss, student, teacher, batch):
         total = 0.0
         for weight, i, connector in zip((0.5, 1.0), (0, 1), loss.connectors, strict=True):
-            ours = naive_connector(connector, student.before[i].tolist())
+            ours = naive_net(connector, student.before[i].tolist())
             total += weight * naive_ofd(ours, teacher.before[i].tolist(), loss.get_buffer(f"margin{i}").tolist())
         return total
 

@@ -8,7 +8,7 @@ import torch
 from kd.batch import Outputs, Ports
 from kd.errors import InputError
 from kd.losses.feature.review_kd import ReviewKD, hcl
-from kd.testing import LossContract, naive_convolution, naive_mse, naive_norm, naive_pooled, tiny_facts
+from kd.testing import LossContract, naive_mse, naive_net, naive_pooled, tiny_facts
 
 
 def naive_hcl(ours, theirs):
@@ -46,15 +46,13 @@ def naive_review(loss, ours, theirs):
     """Of the levels, shallow to deep, as nested lists."""
     total, deeper = 0.0, None
     for fusion, images, target in reversed(list(zip(loss.fusions, ours, theirs, strict=True))):
-        convolution, norm = fusion.narrow
-        images = naive_norm(norm, [naive_convolution(convolution, image) for image in images])
+        images = naive_net(fusion.narrow, images)
         if deeper is not None:
             size = len(images[0][0]), len(images[0][0][0])
             others = [naive_nearest(image, size) for image in deeper]
             images = [naive_attention(fusion.attention[0], a, b) for a, b in zip(images, others, strict=True)]
         deeper = [naive_nearest(image, (len(target[0][0]), len(target[0][0][0]))) for image in images]
-        convolution, norm = fusion.predict
-        total += naive_hcl(naive_norm(norm, [naive_convolution(convolution, image) for image in deeper]), target)
+        total += naive_hcl(naive_net(fusion.predict, deeper), target)
     return total
 
 

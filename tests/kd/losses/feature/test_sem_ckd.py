@@ -11,18 +11,7 @@ from kd.batch import Outputs, Ports
 from kd.errors import InputError
 from kd.loss import Objective, Term
 from kd.losses.feature.sem_ckd import SemCKD
-from kd.testing import LossContract, naive_convolution, naive_norm, naive_pooled, tiny_facts
-
-
-def naive_net(layers, images):
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            images = [naive_convolution(layer, image) for image in images]
-        elif isinstance(layer, nn.BatchNorm2d):
-            images = naive_norm(layer, images)
-        else:
-            images = [[[[max(x, 0.0) for x in row] for row in plane] for plane in image] for image in images]
-    return images
+from kd.testing import LossContract, naive_net, naive_pooled, tiny_facts
 
 
 def naive_vector(net, row):

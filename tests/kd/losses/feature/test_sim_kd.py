@@ -13,25 +13,13 @@ from kd.regimes import Offline
 from kd.testing import (
     LossContract,
     TinyTeacher,
-    naive_convolution,
     naive_mse,
-    naive_norm,
+    naive_net,
     naive_pooled,
     tiny_batch,
     tiny_facts,
     tiny_net,
 )
-
-
-def naive_net(layers, images):
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            images = [naive_convolution(layer, image) for image in images]
-        elif isinstance(layer, nn.BatchNorm2d):
-            images = naive_norm(layer, images)
-        else:
-            images = [[[[max(x, 0.0) for x in row] for row in plane] for plane in image] for image in images]
-    return images
 
 
 class TestSimKD(LossContract):

@@ -7,7 +7,7 @@ import torch
 
 from kd.batch import Ports
 from kd.losses.relation.inter_channel_correlation import ICKD, inter_channel_correlation
-from kd.testing import LossContract, tiny_facts
+from kd.testing import LossContract, naive_net, tiny_facts
 
 
 def naive_correlations(image):
@@ -26,33 +26,12 @@ def naive_ickd(student, teacher):
     return total / len(student) / len(student[0])
 
 
-def naive_connector(connector, maps):
-    """A 1x1 convolution and a BatchNorm in training, of (N, C, H, W) nested lists."""
-    convolution, norm = connector
-    weight = convolution.weight.flatten(1).tolist()
-    height, width = len(maps[0][0]), len(maps[0][0][0])
-    mixed = [
-        [
-            [[sum(w * image[c][y][x] for c, w in enumerate(row)) for x in range(width)] for y in range(height)]
-            for row in weight
-        ]
-        for image in maps
-    ]
-    for channel, (scale, shift) in enumerate(zip(norm.weight.tolist(), norm.bias.tolist(), strict=True)):
-        values = [value for image in mixed for line in image[channel] for value in line]
-        mean = sum(values) / len(values)
-        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values) + norm.eps)
-        for image in mixed:
-            image[channel] = [[(v - mean) / deviation * scale + shift for v in line] for line in image[channel]]
-    return mixed
-
-
 class TestICKD(LossContract):
     def make(self):
         return ICKD()
 
     def reference(self, loss, student, teacher, batch):
-        ours = naive_connector(loss.connector, student.stages[-1].tolist())
+        ours = naive_net(loss.connector, student.stages[-1].tolist())
         return naive_ickd(ours, teacher.stages[-1].tolist())
 
 

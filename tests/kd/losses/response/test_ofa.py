@@ -16,6 +16,7 @@ from kd.testing import (
     LossContract,
     TinyTeacher,
     naive_log_softmax,
+    naive_net,
     naive_targets,
     tiny_batch,
     tiny_facts,
@@ -33,52 +34,12 @@ def naive_ofa(student, teacher, targets, eps, temperature):
     return total / len(student)
 
 
-def naive_convolution(layer, image):
-    """One image, [channel][row][column], through a convolution, in groups of one channel or in one group."""
-    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
-    height, width = len(image[0]), len(image[0][0])
-    rows, columns = ((length + 2 * padding - kernel) // stride + 1 for length in (height, width))
-    result = []
-    for b, weight in enumerate(layer.weight.tolist()):
-        sources = [image[b]] if layer.groups > 1 else image
-        plane = [[0.0] * columns for _ in range(rows)]
-        for r in range(rows):
-            for c in range(columns):
-                for a, source in enumerate(sources):
-                    for i in range(kernel):
-                        for j in range(kernel):
-                            y, x = stride * r - padding + i, stride * c - padding + j
-                            if 0 <= y < height and 0 <= x < width:
-                                plane[r][c] += weight[a][i][j] * source[y][x]
-        result.append(plane)
-    return result
-
-
-def naive_norm(layer, images):
-    """BatchNorm by the statistics of the batch."""
-    result = [[] for _ in images]
-    for channel, (scale, shift) in enumerate(zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)):
-        values = [x for image in images for row in image[channel] for x in row]
-        mean = sum(values) / len(values)
-        deviation = math.sqrt(sum((x - mean) ** 2 for x in values) / len(values) + layer.eps)
-        for image, out in zip(images, result, strict=True):
-            out.append([[scale * (x - mean) / deviation + shift for x in row] for row in image[channel]])
-    return result
-
-
 def naive_exit(head, images):
-    for layer in head:
-        if isinstance(layer, nn.Conv2d):
-            images = [naive_convolution(layer, image) for image in images]
-        elif isinstance(layer, nn.BatchNorm2d):
-            images = naive_norm(layer, images)
-        elif isinstance(layer, nn.ReLU):
-            images = [[[[max(x, 0.0) for x in row] for row in plane] for plane in image] for image in images]
-        elif isinstance(layer, nn.Linear):
-            rows = [[sum(map(sum, plane)) / len(plane) / len(plane[0]) for plane in image] for image in images]
-            weights = list(zip(layer.weight.tolist(), layer.bias.tolist(), strict=True))
-            return [[sum(map(float.__mul__, w, row)) + b for w, b in weights] for row in rows]
-    raise AssertionError("an exit ends with a linear layer")
+    *layers, _, _, linear = head
+    images = naive_net(layers, images)
+    rows = [[sum(map(sum, plane)) / len(plane) / len(plane[0]) for plane in image] for image in images]
+    weights = list(zip(linear.weight.tolist(), linear.bias.tolist(), strict=True))
+    return [[sum(map(float.__mul__, w, row)) + b for w, b in weights] for row in rows]
 
 
 class TestOFA(LossContract):
