@@ -280,7 +280,7 @@ def test_an_epoch_leaves_out_what_accumulation_leaves_over(digits, small_net):
 
 
 def test_banks_are_not_written_where_half_precision_overflows(digits, small_net, monkeypatch):
-    monkeypatch.setattr("kd.fit.on_cpu", lambda: False)
+    monkeypatch.setattr("kd.settings.on_cpu", lambda: False)
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=True, mixed_precision="fp16", gradient_accumulation_steps=2)
     accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")  # accelerate has it on GPUs only
