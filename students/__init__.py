@@ -5,6 +5,7 @@ from students.blueprint import Blueprint
 from students.classifier import Classifier
 from students.create import create
 from students.edits import Edit, Reclassify, Replace, Resize, edit
+from students.inherit import inherit
 from students.storage import load, load_weights, save
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "adopt",
     "create",
     "edit",
+    "inherit",
     "load",
     "load_weights",
     "save",
