@@ -24,7 +24,20 @@ Config = TypeVar("Config")
 Main = Callable[[Config, str], None]
 RECIPES = Path(__file__).parent / "recipes"
 WHOLE = {"data.augment"}  # optional, so either null or all of it
-SECTIONS = {"out", "seed", "data", "teacher", "student", "search", "loss", "objective", "fit", "stages", "report"}
+SECTIONS = {
+    "out",
+    "seed",
+    "data",
+    "teacher",
+    "student",
+    "space",
+    "search",
+    "loss",
+    "objective",
+    "fit",
+    "stages",
+    "report",
+}
 
 
 class Recipe(ActionConfigFile):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
+import search
+from compress import Stage
 from kd.data import Data
 from kd.errors import InputError
 from kd.fit import Fit
 from kd.loss import Loss, Objective, Term
 from kd.losses import CrossEntropy
+from search import Range, Space
 from students import Blueprint
 
 Normalize = tuple[tuple[float, ...], tuple[float, ...]]
@@ -65,6 +69,75 @@ class StudentConfig:
     name: str = "cifar_resnet20"
     width: float = 1.0
     depth: float = 1.0
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """What a search chooses from.
+
+    Attributes:
+        name: family of the students, or several to choose from.
+        kind: "uniform" (a width and a depth), "compound" (one factor on both), or the import path of a function
+            (base: Blueprint) -> search.Space, which may choose anything else, such as losses and stages.
+        width, depth: ranges of the factors, lowest and highest; "compound" takes that of the width.
+        step: of the factors; None: continuous.
+        image_sizes: resolutions to choose from; none: that of the data.
+        stages: what is done to each candidate before it is judged, by import path.
+        inherit: where candidates have their first weights from: "teacher", or the folder of a larger model of the
+            family; None: random ones.
+    """
+
+    name: tuple[str, ...] | str = "cifar_resnet20"
+    kind: str = "uniform"
+    width: Range = (0.25, 1.0)
+    depth: Range = (0.34, 1.0)
+    step: float | None = None
+    image_sizes: tuple[int, ...] = ()
+    stages: list[Stage] = field(default_factory=list)
+    inherit: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < float("inf"):
+                raise InputError(
+                    f"space.{name}", (low, high), "must be a lowest and a highest factor, above 0, in order"
+                )
+        if self.step is not None and not self.step > 0:
+            raise InputError("space.step", self.step, "must be above 0")
+        if not self.name:
+            raise InputError("space.name", self.name, "name at least one family")
+
+    def build(self, data: Data) -> Space:
+        """The space, whose ends were seen to build. Raises InputError where they do not."""
+        names = (self.name,) if isinstance(self.name, str) else self.name
+        bases = {name: blueprint(name, 1.0, 1.0, data) for name in names}
+        spaces = {name: self._of(base) for name, base in bases.items()}
+        space = search.any_of(spaces) if len(spaces) > 1 else spaces[names[0]]
+        if self.image_sizes:
+            space = search.at(space, self.image_sizes)
+        return search.compressed(space, lambda trial: self.stages) if self.stages else space
+
+    def _of(self, base: Blueprint) -> Space:
+        if self.kind not in ("uniform", "compound"):
+            return _imported(self.kind)(base)
+        for wide, deep in zip(self.width, self.width if self.kind == "compound" else self.depth, strict=True):
+            replace(base, width=wide, depth=deep).build("meta")
+        if self.kind == "compound":
+            return search.compound(base, factor=self.width, step=self.step)
+        return search.uniform(base, width=self.width, depth=self.depth, step=self.step)
+
+
+def _imported(path: str) -> Callable[[Blueprint], Space]:
+    """Raises InputError where there is nothing to call at this import path."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            "space.kind", path, f"is neither uniform nor compound, nor can it be imported: {error}"
+        ) from error
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from compress.processor import processor
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -43,14 +45,14 @@ def describe() -> dict[str, Any]:
     """Versions, processor, threads, memory (GiB), git revision and the time (UTC), as JSON; None where unknown."""
     import torch
 
-    processor, flags = _processor()
+    name, flags = processor()
     revision = _revision()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "system": f"{_system()}, {platform.machine()}",
-        "processor": processor,
+        "processor": name,
         "instructions": [name for name in INSTRUCTIONS if name in flags],
         "accelerators": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         "cores": os.cpu_count(),
@@ -73,15 +75,6 @@ def _system() -> str:
         return platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
         return f"{platform.system()} {platform.release()}"
-
-
-def _processor() -> tuple[str, set[str]]:
-    """The processor's name and what it can do, as far as the system tells."""
-    path = Path("/proc/cpuinfo")
-    pairs = (line.partition(":") for line in path.read_text().splitlines()) if path.exists() else ()
-    entries = {name.strip(): value.strip() for name, _, value in pairs}
-    name = entries.get("model name") or platform.processor() or platform.machine()
-    return name, set(entries.get("flags", entries.get("Features", "")).split())
 
 
 def _memory() -> float | None:

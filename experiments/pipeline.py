@@ -14,7 +14,7 @@ from pathlib import Path
 
 from compress import Context, Stage
 from experiments import cli, compress, distill, report, search, train_teacher
-from experiments.config import ObjectiveConfig, TeacherConfig
+from experiments.config import ObjectiveConfig, SpaceConfig, TeacherConfig
 from experiments.report import ReportConfig
 from experiments.steps import Run
 from kd.data import DataConfig
@@ -36,7 +36,8 @@ class PipelineConfig:
         seed: of weights, order, dropout and the search (the split has its own: data.seed).
         data: what all learn from.
         teacher: the large model.
-        search: the space of students and how each trial is trained.
+        space: the students that are searched.
+        search: for what, how long, and how each candidate is trained.
         loss: the distillation loss, by import path.
         objective: how it is weighed against the labels.
         fit: how the chosen student is trained, distilled and from scratch.
@@ -48,6 +49,7 @@ class PipelineConfig:
     seed: int = 0
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
+    space: SpaceConfig = SpaceConfig()
     search: SearchConfig = SearchConfig()
     loss: Loss = field(default_factory=KD)
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -63,12 +65,16 @@ def main(config: PipelineConfig, resolved: str) -> None:
         raise InputError("teacher.source", config.teacher.source, "the report measures one teacher; distill takes many")
     data, seed, objective = load_data(config.data), config.seed, config.objective.build(config.loss)
     train_teacher.check(config.teacher, data)
-    search.check(config.search, data)
+    space = config.space.build(data)
     run = Run(Path(config.out), resolved, cli.command("pipeline"))
 
     teacher = train_teacher.guide(config.teacher, data, run, seed, objective().asks)
-    found = run.step("search", lambda folder: search.find(config.search, teacher, data, objective, folder, seed))
-    plan = search.chosen(found)
+    inherit = config.space.inherit
+    found = run.step(
+        "search", lambda folder: search.find(space, config.search, teacher, data, objective, folder, seed, inherit)
+    )
+    candidate = search.chosen(found, space)
+    plan, objective = candidate.blueprint, candidate.objective or objective
     run.step("scratch", lambda folder: distill.from_scratch(plan, data, config.fit, folder, seed))
     student = run.step(
         "student", lambda folder: distill.distill(plan, teacher, data, objective(), config.fit, folder, seed)

@@ -1,6 +1,7 @@
-"""Search the width and depth of a student by short distillations: accuracy up, multiply-accumulates down.
+"""Search a student by short distillations: accurate, light, and whatever else is asked for.
 
 Example: python -m experiments.search --out runs/search --data.source digits --search.trials 12
+The same command again goes on; started several times side by side, all processes work on the same search.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from optuna.trial import FixedTrial
+
+import students
 import teachers
 from experiments import cli, train_teacher
-from experiments.config import ObjectiveConfig, TeacherConfig, blueprint
-from experiments.steps import Outcome, Run
+from experiments.config import ObjectiveConfig, SpaceConfig, TeacherConfig
+from experiments.steps import Outcome, Run, in_main_process
 from kd.checkpoint import atomic_write
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
+from kd.errors import InputError
 from kd.loss import Loss, Objective
 from kd.losses import KD
-from search import SearchConfig, uniform
+from search import Candidate, SearchConfig, Space
 from search import run as run_study
-from students import Blueprint
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class SearchCommandConfig:
         seed: of the sampler and of every trial (the split has its own: data.seed).
         data: what all learn from.
         teacher: the large model.
-        search: the space, the number of trials and how each is trained.
+        space: what is chosen from.
+        search: for what, how long, and how each candidate is trained.
         loss: the distillation loss, by import path.
         objective: how it is weighed against the labels.
     """
@@ -43,51 +48,67 @@ class SearchCommandConfig:
     seed: int = 0
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
+    space: SpaceConfig = SpaceConfig()
     search: SearchConfig = SearchConfig()
     loss: Loss = field(default_factory=KD)
     objective: ObjectiveConfig = ObjectiveConfig()
 
 
-def check(config: SearchConfig, data: Data) -> None:
-    """Raise InputError where the ends of the space cannot be built for this data."""
-    for width, depth in zip(config.width, config.depth, strict=True):
-        blueprint(config.name, width, depth, data).build("meta")
-
-
 def find(
+    space: Space,
     config: SearchConfig,
     teacher: teachers.AnyTeacher,
     data: Data,
     objective: Callable[[], Objective],
     folder: Path,
     seed: int,
+    inherit: str | None = None,
 ) -> Outcome:
-    """The step: leaves the study's journal, trials.json and the chosen blueprint.json."""
-    space = uniform(blueprint(config.name, 1.0, 1.0, data), width=config.width, depth=config.depth)
-    result = run_study(space, data, teacher, replace(config, seed=seed), folder, objective)
-    details = {"trials": result.trials, "front": result.front}
-    atomic_write(folder / "trials.json", json.dumps(details, indent=1))
-    atomic_write(folder / "blueprint.json", result.chosen.to_json())
-    seconds = [trial["seconds"] for trial in result.trials if trial["seconds"] is not None]
-    best, epochs = result.chosen, config.fit.epochs
-    note = f"{len(seconds)} students were trained for {epochs} epochs each in {sum(seconds):.0f} s; the chosen one: "
+    """The step: leaves the study, trials.json and the chosen blueprint.json."""
+    result = run_study(space, data, teacher, replace(config, seed=seed), folder, objective, _source(inherit, teacher))
+    details = {"goals": config.goals, "trials": result.trials, "front": result.front, "chosen": result.chosen}
+
+    def write() -> None:
+        atomic_write(folder / "trials.json", json.dumps(details, indent=1))
+        atomic_write(folder / "blueprint.json", result.chosen["blueprint"])
+
+    in_main_process(write)
+    trained = [trial for trial in result.trials if trial["seconds"] is not None]
+    epochs, seconds = (sum(trial[name] for trial in trained) for name in ("epochs", "seconds"))
+    best = result.blueprint
+    note = f"{len(trained)} students were trained for {epochs} epochs in all, in {seconds:.0f} s; the chosen one: "
     note += f"{best.name} at width {best.width:.2f} and depth {best.depth:.2f}."
     return Outcome("search", notes=(note,), details=details)
 
 
-def chosen(folder: Path) -> Blueprint:
-    """The blueprint that `find` chose."""
-    return Blueprint.from_json((folder / "blueprint.json").read_text())
+def _source(inherit: str | None, teacher: teachers.AnyTeacher) -> students.Classifier | None:
+    if inherit is None:
+        return None
+    if inherit != "teacher":
+        return students.load(Path(inherit))
+    model = getattr(getattr(teacher, "teacher", teacher), "model", None)  # of stored answers: whose they are
+    if not isinstance(model, students.Classifier):
+        raise InputError("space.inherit", inherit, "needs one teacher whose blueprint is known")
+    return model
+
+
+def chosen(folder: Path, space: Space) -> Candidate:
+    """The candidate that `find` chose."""
+    return space(FixedTrial(json.loads((folder / "trials.json").read_text())["chosen"]["suggested"]))
 
 
 def main(config: SearchCommandConfig, resolved: str) -> None:
     data = load_data(config.data)
     train_teacher.check(config.teacher, data)
-    check(config.search, data)
+    space = config.space.build(data)
     run = Run(Path(config.out), resolved, cli.command("search"))
     objective = config.objective.build(config.loss)
     teacher = train_teacher.guide(config.teacher, data, run, config.seed, objective().asks)
-    run.step("search", lambda folder: find(config.search, teacher, data, objective, folder, config.seed))
+
+    def work(folder: Path) -> Outcome:
+        return find(space, config.search, teacher, data, objective, folder, config.seed, config.space.inherit)
+
+    run.step("search", work, shared=True)
 
 
 if __name__ == "__main__":

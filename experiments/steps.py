@@ -7,14 +7,16 @@ it ran anew) and it starts afresh. So the same command resumes, and removing a f
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -24,7 +26,7 @@ from kd.console import say
 from kd.errors import InputError
 from kd.processes import processes
 
-MARKER = "step.json"
+MARKER, LOCK = "step.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -46,31 +48,39 @@ class Run:
         """Open or start a run. Raises InputError where the folder holds another configuration or something else."""
         self.out, self.token = out, ""
         config = out / "config.yaml"
-        with processes().main_process_first():  # the others find what the first one made
-            if out.exists() and not out.is_dir():
-                raise InputError("out", str(out), "is a file, not a folder")
+        if out.exists() and not out.is_dir():
+            raise InputError("out", str(out), "is a file, not a folder")
+        out.mkdir(parents=True, exist_ok=True)
+        with _alone(out), processes().main_process_first():  # the others find what the first one made
             if config.exists():
                 _same(yaml.safe_load(config.read_text()), yaml.safe_load(resolved), out)
-            elif out.exists() and any(out.iterdir()):
+            elif any(path.name != LOCK for path in out.iterdir()):
+                (out / LOCK).unlink(missing_ok=True)
                 raise InputError("out", str(out), "is not empty and holds no run: name a new folder")
             else:
                 atomic_write(out / "environment.json", json.dumps(describe() | {"command": command}, indent=1))
                 atomic_write(config, resolved)
 
-    def step(self, name: str, work: Callable[[Path], Outcome]) -> Path:
-        """Do `work(folder)`, on all processes, unless it is done; returns the folder. `name` may hold slashes."""
+    def step(self, name: str, work: Callable[[Path], Outcome], shared: bool = False) -> Path:
+        """Do `work(folder)`, on all processes, unless it is done; returns the folder. `name` may hold slashes.
+
+        Other commands on this run folder wait until it is done, or take part in it where it is `shared`.
+        """
         folder = self.out / name
-        with processes().main_process_first():
-            begun = self._begin(name)
-        if begun["done"]:
-            say(f"{name}: done before")
-        else:
-            clock = time.perf_counter()
-            outcome = work(folder)
-            elapsed = time.perf_counter() - clock
-            seconds = elapsed if outcome.seconds is None else outcome.seconds
-            ended = begun | vars(outcome) | {"seconds": seconds, "done": True}
-            in_main_process(lambda: atomic_write(folder / MARKER, json.dumps(ended, indent=1)))
+        with _alone(self.out) as lock:
+            with processes().main_process_first():
+                begun = self._begin(name)
+            if shared:
+                lock.close()
+            if begun["done"]:
+                say(f"{name}: done before")
+            else:
+                clock = time.perf_counter()
+                outcome = work(folder)
+                elapsed = time.perf_counter() - clock
+                seconds = elapsed if outcome.seconds is None else outcome.seconds
+                ended = begun | vars(outcome) | {"seconds": seconds, "done": True}
+                in_main_process(lambda: atomic_write(folder / MARKER, json.dumps(ended, indent=1)))
         self.token = begun["token"]
         return folder
 
@@ -86,6 +96,20 @@ class Run:
         begun = {"name": name, "after": self.token, "token": uuid.uuid4().hex, "done": False}
         atomic_write(folder / MARKER, json.dumps(begun))
         return begun
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[IO[str]]:
+    """Hold the run folder, by the first process for all of a launch; the system frees it when that ends."""
+    with (out / LOCK).open("w") as lock:
+        if processes().is_main_process:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"another process is at work in {out}: waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        processes().wait_for_everyone()
+        yield lock
 
 
 def chain(out: Path) -> list[dict[str, Any]]:

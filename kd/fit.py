@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class History:
-    """What happened: one dict an epoch (loss and parts, top-1 of each candidate in percent, rate, seconds)."""
+    """What happened: one dict an epoch (loss and parts, top-1 of each candidate in percent, rate, seconds), the best of
+    them, and whether whoever was asked put an end to it."""
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = -1
     best_top1: float = -math.inf
     best_name: str = ""
+    stopped: bool = False
 
     @property
     def seconds(self) -> float:
@@ -145,6 +147,7 @@ def fit(
     folder: Path | None = None,
     accelerator: Accelerator | None = None,
     label: str = "training",
+    stop: Callable[[History], bool] | None = None,
 ) -> History:
     """Train `regime` on `data` and leave it with the weights that were selected on validation, or, where it has no
     candidates, with the last.
@@ -153,6 +156,7 @@ def fit(
         folder: checkpoints, metrics.jsonl and tracker events go here, and a run that was killed resumes from here, bit
             for bit on one CPU process. None keeps nothing.
         accelerator: None makes one for `config`.
+        stop: asked after each epoch, in the first process, whether to end here; asked again where a run resumes.
 
     Raises:
         InputError: a field of `config` that cannot be or that the accelerator was not made for, or a folder that holds
@@ -174,7 +178,7 @@ def fit(
     with _tracking(run) as track, progress(label, config.epochs * run.steps, run.step) as advance:
         run.tick()
         run.seconds = 0.0 if state is None else state["seconds"]
-        while run.epoch < config.epochs and not _stalled(run.history, config):
+        while run.epoch < config.epochs and not _stalled(run.history, config) and not _stopped(run, stop):
             for _ in _epoch(run):
                 run.tick()
                 advance(1, f"epoch {run.epoch + 1}/{config.epochs}")
@@ -193,6 +197,18 @@ def fit(
 
 def _stalled(history: History, config: Fit) -> bool:
     return config.patience is not None and len(history.epochs) - 1 - history.best_epoch >= config.patience
+
+
+def _stopped(run: _Run, stop: Callable[[History], bool] | None) -> bool:
+    if stop is None or not run.history.epochs:
+        return False
+    said = run.accelerator.is_main_process and stop(run.history)
+    if several():
+        told = torch.tensor(float(said), device=run.accelerator.device)
+        dist.broadcast(told, 0)
+        said = bool(told)
+    run.history.stopped = said
+    return said
 
 
 def _epoch(run: _Run) -> Iterator[None]:

@@ -2,8 +2,27 @@
 
 from search.budget import Budget
 from search.config import SearchConfig
-from search.pareto import dominates, front, hypervolume, select
-from search.space import Space, uniform
+from search.pareto import GOALS, dominates, front, hypervolume, select
+from search.space import Candidate, Range, Space, any_of, at, compound, compressed, distilled, uniform
 from search.study import Result, run
 
-__all__ = ["Budget", "Result", "SearchConfig", "Space", "dominates", "front", "hypervolume", "run", "select", "uniform"]
+__all__ = [
+    "GOALS",
+    "Budget",
+    "Candidate",
+    "Range",
+    "Result",
+    "SearchConfig",
+    "Space",
+    "any_of",
+    "at",
+    "compound",
+    "compressed",
+    "distilled",
+    "dominates",
+    "front",
+    "hypervolume",
+    "run",
+    "select",
+    "uniform",
+]

@@ -1,64 +1,80 @@
-"""How students are searched: the settings, and the samplers that they name."""
+"""How students are searched: the settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import optuna
-from optuna.samplers import BaseSampler
 
 from kd.errors import InputError
 from kd.fit import Fit
 from search.budget import Budget
-from search.space import Range
-
-# name -> (seed, startup) -> sampler
-SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": lambda seed, startup: optuna.samplers.TPESampler(n_startup_trials=startup, constant_liar=False, seed=seed),
-    "nsga2": lambda seed, startup: optuna.samplers.NSGAIISampler(population_size=max(startup, 2), seed=seed),
-    "random": lambda seed, startup: optuna.samplers.RandomSampler(seed),
-}
+from search.pareto import ACCURATE_AND_LIGHT, GOALS
+from search.samplers import SAMPLERS
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How students are searched.
+    """How candidates are proposed, trained and judged.
 
     Attributes:
-        trials: candidates to train, each another network.
-        name: family of the students.
-        width, depth: ranges of the two factors, lowest and highest.
+        trials: candidates to train, each another network or otherwise taught.
+        epochs: the search also ends when so many were trained in all; None: when the trials are done.
         fit: the short training of a candidate.
-        budget: what a candidate may cost; one that costs more is not trained.
-        within: without a budget the smallest candidate within so many points of the best is chosen.
-        sampler: "tpe", "nsga2" or "random".
-        startup: random candidates before "tpe" learns from what is finished; the population of "nsga2".
+        goals: what is searched for: top1 on validation, which is raised, and of params, macs, file_bytes and latency_ms
+            of the deployed file those that are lowered. Without top1 or with top1 alone there is one best, no front.
+        budget: what a candidate may cost; one that is known to cost more is not trained.
+        within: without a budget the candidate of the least cost (the first among the goals) within so many points of
+            the best is chosen.
+        sampler: how candidates are proposed: see `search.samplers.SAMPLERS`.
+        startup: random candidates before a sampler learns from what is finished; the population of "nsga2", "nsga3".
+        rungs: epochs at which a candidate is stopped unless it is among the better; see `search.rungs`.
+        reduction: the better 1/`reduction` go on.
+        zero_cost: names of scores of the untrained candidate to note: see `search.zero_cost.SCORES`.
+        retries: how often a candidate is tried again whose process died.
+        storage: URL of a data base for the study, for a cluster; None: a file in the folder. The folder itself must be
+            shared by all processes either way.
         seed: of the proposals and of the candidates' weights.
     """
 
     trials: int = 12
-    name: str = "cifar_resnet20"
-    width: Range = (0.25, 1.0)
-    depth: Range = (0.34, 1.0)
+    epochs: int | None = None
     fit: Fit = field(default_factory=lambda: Fit(epochs=3))
+    goals: tuple[str, ...] = ACCURATE_AND_LIGHT
     budget: Budget = field(default_factory=Budget)
     within: float = 1.0
     sampler: str = "tpe"
     startup: int = 6
+    rungs: tuple[int, ...] = ()
+    reduction: float = 2.0
+    zero_cost: tuple[str, ...] = ()
+    retries: int = 3
+    storage: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("trials", "startup"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"search.{name}", getattr(self, name), "must be above 0")
-        for name in ("width", "depth"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high < float("inf"):
-                raise InputError(
-                    f"search.{name}", (low, high), "must be a lowest and a highest factor, above 0, in order"
-                )
+        for name in ("trials", "startup", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"search.{name}", value, "must be above 0")
         if not self.within >= 0:
             raise InputError("search.within", self.within, "must be 0 or above")
+        if self.retries < 0:
+            raise InputError("search.retries", self.retries, "must be 0 or above")
         if self.sampler not in SAMPLERS:
             raise InputError("search.sampler", self.sampler, f"unknown; known: {', '.join(SAMPLERS)}")
+        if not self.goals or set(self.goals) - set(GOALS) or len(set(self.goals)) < len(self.goals):
+            raise InputError("search.goals", list(self.goals), f"must be different ones of {', '.join(GOALS)}")
+        if not 1 < self.reduction < float("inf"):
+            raise InputError("search.reduction", self.reduction, "must be above 1")
+        if any(not 0 < rung < self.fit.epochs for rung in self.rungs) or sorted(set(self.rungs)) != list(self.rungs):
+            allowed = f"must be rising epochs, above 0 and below search.fit.epochs ({self.fit.epochs})"
+            raise InputError("search.rungs", list(self.rungs), allowed)
+
+    @property
+    def figures(self) -> set[str]:
+        """What must be known of a candidate."""
+        return {*self.goals, *self.budget.limits}
+
+    @property
+    def cost(self) -> str:
+        """By which the smallest is told."""
+        return next((goal for goal in self.goals if goal != "top1"), "macs")

@@ -1,40 +1,48 @@
-"""The search: short distillations of candidates, chosen by Optuna, that a kill at any moment does not change.
+"""The search: short distillations of candidates, chosen by Optuna, by any number of workers of which any may be killed.
 
-Nothing that matters lives in memory. The journal holds what is finished; a candidate in training has a folder of its
-own, where `kd.fit` resumes. What Optuna proposes is a function of the seed and of the finished trials: each question
-gets a fresh sampler, seeded by how many are finished. So a trial that was cut off is asked again, proposes the same
-candidate, and goes on from its last checkpoint.
+Nothing that matters lives in memory. The study holds what is finished; a candidate in training has a folder of its own,
+where `kd.fit` resumes; what is proposed is a function of the seed and of what is finished (`search.samplers.Seeded`).
+Workers are processes that call `run` on the same folder. They take turns to look at the study and to decide; what they
+decided on they train side by side, each under a lease (`search.storage`). A trial without a lease is dead: whoever
+sees it first marks it failed and puts it back, and whoever takes that up goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
-from optuna.trial import TrialState
+from accelerate.utils import broadcast_object_list
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from compress.cost import macs
+from compress.processor import processor
 from kd.console import progress, say
 from kd.data import Data
 from kd.errors import DivergedError, InputError
-from kd.fit import fit
-from kd.loss import Objective
-from kd.regimes import Offline
+from kd.fit import History
+from kd.loss import Objective, several
+from kd.processes import processes
 from search.budget import Budget
-from search.config import SAMPLERS, SearchConfig
-from search.journal import alone, open_study
+from search.config import SearchConfig
+from search.judge import DEPLOYED, Task
 from search.pareto import Point, front, select
-from search.space import Space
-from students import Blueprint
+from search.rungs import goes_on
+from search.samplers import QUESTION, Seeded, question
+from search.space import Candidate, Space
+from search.storage import Direction, Lease, open_study, turn
+from students import Blueprint, Classifier
 from teachers import AnyTeacher, Cached, Ensemble, Teacher
 
 PROPOSALS = 20  # a trial, counting those that are too large or were seen before
+RECORD, REPEATS, DEATHS = "record", "repeats", "deaths"  # attributes of a trial
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+TRIED = ("trained", "stopped")
 Record = dict[str, Any]
 
 
@@ -43,16 +51,23 @@ class Result:
     """What was found.
 
     Attributes:
-        trials: a dict for each finished trial: number, state ("trained", "repeated": the network of an earlier trial,
-            "infeasible": beyond the budget, "diverged"), suggested (what the space drew), blueprint, key (of the
-            network), width, depth, params, macs, top1 on validation in percent and seconds (None where not trained).
-        front: those trained trials that no other dominates, by rising MACs.
-        chosen: the Blueprint to go on with.
+        trials: a dict for each finished trial: number, suggested (what the space drew), state ("trained", "stopped" at
+            a rung, "repeated": what an earlier trial was, "infeasible": beyond the budget, "refused": cannot be built
+            or trained, "diverged"), blueprint, width, depth, params, macs, where asked for file_bytes and latency_ms,
+            top1 on validation in percent, epochs and seconds (None where not trained), rungs (top1 by epoch), and the
+            keys net (of the network) and key (of all that was done with it).
+        front: those trained trials that no other dominates, by rising cost.
+        chosen: the one of them to go on with.
     """
 
-    trials: list[dict[str, Any]]
+    trials: list[Record]
     front: list[Point]
-    chosen: Blueprint
+    chosen: Point
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """Of the chosen student."""
+        return Blueprint.from_json(self.chosen["blueprint"])
 
 
 def run(
@@ -62,154 +77,289 @@ def run(
     config: SearchConfig,
     folder: Path,
     objective: Callable[[], Objective],
+    source: Classifier | None = None,
 ) -> Result:
-    """Search `space` until `config.trials` networks were distilled from `teacher`, and choose one; or go on doing so.
+    """Search `space` until enough candidates were distilled from `teacher`, and choose one; or go on, or lend a hand.
 
-    Everything is judged on the validation split. `folder` gets Optuna's journal and a folder a candidate; the same
-    call resumes there. `objective` makes the losses of a candidate.
+    Everything is judged on the validation split. `folder` gets the study and a folder a candidate; the same call
+    resumes there, or joins the processes that are at it. Under `accelerate launch` all processes of one launch train
+    a candidate together.
 
-    Raises InputError where the folder holds another search or is in use, or no candidate keeps the budget.
+    Args:
+        objective: makes the losses of a candidate that brings none.
+        source: a larger net of the same family, whose weights candidates start from.
+
+    Raises InputError where the folder holds another search, or no candidate keeps the budget.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    budget = _absolute(config.budget, teacher, data)
-    with alone(folder):
-        study = open_study(folder, _identity(config, data, teacher))
-        records = _records(study)
-        with progress("search", config.trials, _count(records, "trained")) as advance:
-            while _count(records, "trained") < config.trials and len(records) < PROPOSALS * config.trials:
-                trial = _ask(study, config, len(records))
-                record = _judge(trial, space(trial), records, budget)
+    task = Task(data, teacher, objective, config.fit, config.seed, source)
+    return _Worker(space, task, config, folder).work()
+
+
+@dataclass
+class _Worker:
+    space: Space
+    task: Task
+    config: SearchConfig
+    folder: Path
+    study: Any = field(init=False)
+    budget: Budget = field(init=False)
+    hand: tuple[Trial, Lease] | None = None  # the trial that this worker is at
+
+    def work(self) -> Result:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.budget = _absolute(self.config.budget, self.task.teacher, self.task.data)
+        if processes().is_main_process:
+            with turn(self.folder):
+                directions: list[Direction] = [
+                    "maximize" if goal == "top1" else "minimize" for goal in self.config.goals
+                ]
+                self.study = open_study(self.folder, self._identity(), directions, self.config.storage)
+            self.study.sampler = Seeded(self.config.sampler, self.config.startup, self.config.seed)
+        try:
+            with progress("search", self.config.trials) as advance:
+                while (order := self._agreed()) != "done":
+                    if order == "wait":
+                        time.sleep(0.2)
+                    elif isinstance(order, dict):
+                        self._train(order)
+                    advance(0, "")
+        except KeyboardInterrupt:
+            if self.hand is not None:
+                with turn(self.folder):
+                    self._put_back(self.hand[0], deaths=0)  # wanted, so it is not held against it
+            raise
+        finally:
+            if self.hand is not None:
+                self.hand[1].release()
+        return self._result(_agreed_on(self._records() if processes().is_main_process else None))
+
+    def _agreed(self) -> Record | str:
+        """What to do next, as the first process decides: train this record, wait for other workers, or end."""
+        return _agreed_on(self._next() if processes().is_main_process else None)
+
+    def _next(self) -> Record | str:
+        while True:
+            with turn(self.folder):
+                self._bury()
+                records = self._records()
+                running = self._running()
+                if self.hand is None and (order := self._ended(records, len(running))):
+                    return order
+                trial = self.hand[0] if self.hand else self._ask()
+                record = self._judge(trial, records)
+                twins = {other.user_attrs[RECORD]["key"] for other in running if RECORD in other.user_attrs}
+                if record["state"] == "new" and record["key"] in twins:
+                    return "wait"  # another worker trains the same: this trial is answered when that is done
+                trial.set_user_attr(RECORD, record)
                 if record["state"] == "new":
-                    record |= _train(record, data, teacher, config, folder, objective)
-                _tell(study, trial, record)
-                records.append({"number": len(records), **record})
-                _report(records, config.trials)
-                advance(int(record["state"] == "trained"), "")
-                shutil.rmtree(folder / "trials" / record["key"] / "checkpoints", ignore_errors=True)
-    return _result(records, config, budget)
+                    return record
+                self._tell(record)
 
+    def _ended(self, records: list[Record], running: int) -> str:
+        """ "done", "wait" where what others train may be the last, or "" where another candidate is due."""
+        config, tried = self.config, _count(records, *TRIED)
+        spent = sum(record["epochs"] or 0 for record in records if record["state"] in TRIED)
+        enough = config.epochs is not None and spent >= config.epochs
+        if tried >= config.trials or enough or len(records) >= PROPOSALS * config.trials:
+            return "wait" if running else "done"
+        coming = spent + running * config.fit.epochs
+        return "wait" if tried + running >= config.trials or coming >= (config.epochs or coming + 1) else ""
 
-def _ask(study: optuna.Study, config: SearchConfig, finished: int) -> optuna.Trial:
-    study.sampler = SAMPLERS[config.sampler](_seed(config.seed, finished), config.startup)
-    return study.ask()
+    def _ask(self) -> Trial:
+        trial = self.study.ask()
+        trial.set_user_attr(QUESTION, question(self.study, trial))
+        _ = trial.relative_params  # also of one whose values are given: NSGA counts it into a generation only then
+        lease = Lease.take(self.folder, trial.number)
+        assert lease is not None  # nobody else knows of it yet
+        self.hand = trial, lease
+        return trial
 
+    def _judge(self, trial: Trial, records: list[Record]) -> Record:
+        """What is known of a candidate before it is trained."""
+        record: Record = {"state": "refused", "top1": None, "epochs": None, "seconds": None, "rungs": {}}
+        try:
+            candidate = self.space(trial)
+            record |= {"suggested": trial.params} | self.task.sketch(candidate)
+        except InputError as error:
+            if error.field.startswith("search."):
+                raise
+            return record | {"suggested": trial.params, "why": str(error), "key": None}
+        twin = next((other for other in records if other["key"] == record["key"]), None)
+        if twin is not None:
+            seen = {"state": "repeated" if twin["state"] in TRIED else twin["state"], "repeats": twin["number"]}
+            return twin | seen | {"suggested": trial.params, "epochs": None, "seconds": None}
+        if not candidate.stages:  # what they will make of it is not known yet
+            if not self.budget.keeps(record):
+                return record | {"state": "infeasible"}
+            if self.config.figures & DEPLOYED:
+                record |= self._deployed(candidate, record["net"])
+            if not self.budget.keeps(record):
+                return record | {"state": "infeasible"}
+        return record | {"state": "new"}
 
-def _judge(trial: optuna.Trial, blueprint: Blueprint, records: list[Record], budget: Budget) -> Record:
-    """What is known of a candidate before it is trained."""
-    model = blueprint.build(device="meta")
-    params = sum(parameter.numel() for parameter in model.parameters())
-    size = blueprint.image_size
-    record: Record = {
-        "suggested": trial.params,
-        "blueprint": blueprint.to_json(),
-        "width": blueprint.width,
-        "depth": blueprint.depth,
-        "params": params,
-        "macs": macs(model, (blueprint.in_chans, size, size)),
-        "top1": None,
-        "seconds": None,
-    }
-    # factors that round to the same channels and blocks make the same network
-    shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
-    unscaled = replace(blueprint, width=1.0, depth=1.0)
-    record["key"] = hashlib.sha256(repr((unscaled, record["macs"], shapes)).encode()).hexdigest()[:16]
-    excess = budget.excess(params, record["macs"])
-    for limit, value in excess.items():
-        trial.set_constraint(limit, value)
-    if any(value > 0 for value in excess.values()):
-        return record | {"state": "infeasible"}
-    twin = next((other for other in records if other["key"] == record["key"]), None)
-    if twin is not None:
-        state = "repeated" if twin["top1"] is not None else twin["state"]
-        return record | {"state": state, "top1": twin["top1"]}
-    return record | {"state": "new"}
+    def _deployed(self, candidate: Candidate, net: str) -> Record:
+        """Of the exported network; measured once a network and processor, for all that is decided on it to stand."""
+        name = f"deployed {net} on {processor()[0]}"
+        if name not in self.study.user_attrs:
+            self.study.set_user_attr(name, self.task.deployed(candidate.blueprint, self.config.figures))
+        found: Record = self.study.user_attrs[name]
+        return found
 
+    def _train(self, record: Record) -> None:
+        candidate = self.space(FixedTrial(record["suggested"]))  # in every process of this worker
+        folder = self.folder / "trials" / record["key"]
+        stop = (lambda history: self._falls_behind(record, history)) if self.config.rungs else None
+        label = f"candidate {_words(record)}"
+        try:
+            found = self.task.train(candidate, record["key"], self.config.figures, folder, label, stop)
+            record |= found | {"state": "stopped" if found["stopped"] else "trained"}
+        except DivergedError as error:
+            say(str(error))
+            record |= {"state": "diverged"}
+        except Exception as error:
+            # of several processes the others wait for this one: only the end of all of them helps. And where nothing
+            # has been trained yet, it is not the candidate's fault.
+            if several() or not _count(self._records(), *TRIED):
+                raise
+            say(f"{label}: {error}")
+            record |= {"state": "refused", "why": str(error)}
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if processes().is_main_process:
+            self._tell(record)
 
-def _train(
-    record: Record,
-    data: Data,
-    teacher: AnyTeacher,
-    config: SearchConfig,
-    folder: Path,
-    objective: Callable[[], Objective],
-) -> Record:
-    """The state, accuracy and seconds of one short distillation, or of the rest of it."""
-    seed = _seed(config.seed, record["key"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        regime = Offline(Blueprint.from_json(record["blueprint"]).build(), teacher, objective())
-    try:
-        short = replace(config.fit, seed=seed)
-        history = fit(regime, data, short, folder / "trials" / record["key"], label=f"candidate {_words(record)}")
-    except DivergedError as error:
-        say(str(error))
-        return {"state": "diverged"}
-    return {"state": "trained", "top1": history.best_top1, "seconds": history.seconds}
+    def _falls_behind(self, record: Record, history: History) -> bool:
+        """Whether the epoch just ended is a rung, at which the candidate is not among the better."""
+        assert self.hand is not None
+        done = len(history.epochs)
+        record["rungs"] = {
+            str(rung): history.epochs[rung - 1]["top1_val"] for rung in self.config.rungs if rung <= done
+        }
+        self.hand[0].set_user_attr(RECORD, record)
+        if done not in self.config.rungs:
+            return False
+        others = [trial.user_attrs.get(RECORD, {}) for trial in self.study.get_trials(deepcopy=False) if _counts(trial)]
+        there = [
+            other | {"top1": other["rungs"][str(done)]}
+            for other in others
+            if str(done) in other.get("rungs", {}) and other["key"] != record["key"]
+        ]
+        mine = record | {"top1": record["rungs"][str(done)]}
+        return not goes_on(mine, there, self.config.reduction, self.config.goals)
 
+    def _tell(self, record: Record) -> None:
+        """End the trial at hand. What was not trained counts for the sampler too: as of no accuracy, and beyond limits.
 
-def _tell(study: optuna.Study, trial: optuna.Trial, record: Record) -> None:
-    trial.set_user_attr("record", record)  # before the state: a finished trial has its record
-    if record["top1"] is None:
-        study.tell(trial, state=TrialState.PRUNED)
-    else:
-        study.tell(trial, [record["top1"], record["macs"]])
+        All but what could not be built are told as complete: Optuna's NSGA and GP samplers know no others.
+        """
+        assert self.hand is not None
+        trial, lease = self.hand
+        trial.set_user_attr(RECORD, record)  # before the state: a finished trial has its record
+        if record["state"] == "refused":
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            figures = {name: record.get(name) for name in (*self.config.goals, *self.budget.limits)}
+            known = {n: (0.0 if n == "top1" else float("inf")) if v is None else v for n, v in figures.items()}
+            excess = self.budget.excess({"top1": 0.0} | {n: v for n, v in figures.items() if v is not None})
+            for limit in self.budget.limits:  # a sampler wants all of them of each trial
+                trial.set_constraint(limit, excess.get(limit, max(excess.values(), default=0.0)))
+            self.study.tell(trial, [known[goal] for goal in self.config.goals])
+        self.hand = None
+        lease.release()
+        self._report(record)
 
+    def _bury(self) -> None:
+        """Mark as failed every trial that nobody holds any more, and put it back to be tried again."""
+        for trial in self._running():
+            if lease := Lease.take(self.folder, trial.number):
+                self._put_back(trial, deaths=1)
+                lease.release()
 
-def _records(study: optuna.Study) -> list[Record]:
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return [{"number": number, **trial.user_attrs["record"]} for number, trial in enumerate(finished)]
+    def _put_back(self, trial: Trial | FrozenTrial, deaths: int) -> None:
+        deaths += trial.user_attrs.get(DEATHS, 0)
+        back = any(other.user_attrs.get(REPEATS) == trial.number for other in self.study.get_trials(deepcopy=False))
+        if deaths > self.config.retries and not back:
+            say(f"search: trial {trial.number} died {deaths} times and is given up")
+        elif not back:  # before it is marked: a kill between the two loses nothing
+            again = {QUESTION: question(self.study, trial), DEATHS: deaths, REPEATS: trial.number}
+            self.study.enqueue_trial(trial.params, user_attrs=again)
+        self.study.tell(trial.number, state=TrialState.FAIL)
 
+    def _running(self) -> list[FrozenTrial]:
+        """Those of other workers."""
+        mine = self.hand[0].number if self.hand else -1
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in trials if trial.number != mine]
 
-def _count(records: list[Record], state: str) -> int:
-    return sum(record["state"] == state for record in records)
+    def _records(self) -> list[Record]:
+        finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+        finished.sort(key=lambda trial: (trial.user_attrs[QUESTION], trial.number))
+        return [trial.user_attrs[RECORD] | {"number": number} for number, trial in enumerate(finished)]
 
-
-def _result(records: list[Record], config: SearchConfig, budget: Budget) -> Result:
-    points = [record for record in records if record["state"] == "trained"]
-    if not points and _count(records, "diverged"):
-        raise DivergedError("no candidate of the search could be trained: lower search.fit.lr")
-    if not points:
-        least = min(records, key=lambda record: sum(max(v, 0) for v in _excess(record, budget)))
-        found = f"the nearest of {len(records)} candidates has {least['params']} params and {least['macs']} MACs"
-        limits = f"params {budget.params}, macs {budget.macs}"
-        raise InputError("search.budget", limits, f"no candidate keeps it: {found}")
-    if len(points) < config.trials:
-        say(f"search: the space offered {len(points)} different networks in {len(records)} proposals")
-    chosen = select(points, budget, config.within)
-    return Result(records, front(points), Blueprint.from_json(chosen["blueprint"]))
-
-
-def _excess(record: Record, budget: Budget) -> list[float]:
-    return list(budget.excess(record["params"], record["macs"]).values())
-
-
-def _report(records: list[Record], wanted: int) -> None:
-    record = records[-1]
-    size = f"{record['params'] / 1e3:.1f} k params, {record['macs'] / 1e6:.2f} M MACs"
-    if record["state"] == "trained":
-        outcome = f"{record['top1']:.2f}% in {record['seconds']:.1f} s"
-    else:
+    def _report(self, record: Record) -> None:
+        tried = _count(self._records(), *TRIED)
+        if record["state"] == "refused":
+            say(f"search {tried}/{self.config.trials}: {_words(record)}: {record['why']}")
+            return
+        size = f"{record['params'] / 1e3:.1f} k params, {record['macs'] / 1e6:.2f} M MACs"
         outcome = record["state"]
-    say(f"search {_count(records, 'trained')}/{wanted}: {_words(record)}, {size}: {outcome}")
+        if outcome in TRIED:
+            outcome = f"{record['top1']:.2f}% in {record['seconds']:.1f} s" + ", stopped" * (outcome == "stopped")
+        say(f"search {tried}/{self.config.trials}: {_words(record)}, {size}: {outcome}")
+
+    def _result(self, records: list[Record]) -> Result:
+        config = self.config
+        points = [record for record in records if record["state"] == "trained"]
+        kept = [point for point in points if self.budget.keeps(point)]
+        if not points and _count(records, "diverged"):
+            raise DivergedError("no candidate of the search could be trained: lower search.fit.lr")
+        if not kept:
+            sized = [record for record in records if "params" in record]
+            if not sized:
+                raise InputError("search.space", records[0]["suggested"], records[0]["why"])
+            least = min(sized, key=lambda record: sum(max(v, 0) for v in self.budget.excess(record).values()))
+            found = f"the nearest of {len(records)} candidates has " + ", ".join(
+                f"{name} {least[name]}" for name in self.budget.limits if least.get(name) is not None
+            )
+            limits = ", ".join(f"{name} {limit}" for name, limit in self.budget.limits.items())
+            raise InputError("search.budget", limits, f"no candidate keeps it: {found}")
+        if config.epochs is None and _count(records, *TRIED) < config.trials:
+            say(f"search: the space offered {_count(records, *TRIED)} different networks in {len(records)} proposals")
+        return Result(records, front(kept, config.goals), select(kept, self.budget, config.within, config.cost))
+
+    def _identity(self) -> dict[str, Any]:
+        """What a search may not change while it goes on; more trials may be asked for."""
+        fields = asdict(self.config)
+        fit = fields.pop("fit")
+        free = ("trials", "epochs", "within", "retries", "storage")
+        named = {name: value for name, value in fields.items() if name not in free}
+        named |= {f"fit.{name}": value for name, value in fit.items()}
+        identity = {f"search.{name}": value for name, value in named.items()}
+        source = None if self.task.source is None else Teacher(self.task.source).identity()
+        told = {"data": self.task.data.fingerprint(), "teacher": self.task.teacher.identity(), "source": source}
+        return identity | told
 
 
-def _words(record: Record) -> str:
+def _agreed_on(said: Any) -> Any:
+    """What the first process says, in all processes of this launch."""
+    if processes().num_processes == 1:
+        return said
+    heard = [said]
+    broadcast_object_list(heard)
+    return heard[0]
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of the rivals at a rung: those put back stand for those that died."""
+    return trial.state in (*FINISHED, TrialState.RUNNING)
+
+
+def _count(records: list[Record], *states: str) -> int:
+    return sum(record["state"] in states for record in records)
+
+
+def _words(record: Mapping[str, Any]) -> str:
     values = record["suggested"].items()
     return " ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
-
-
-def _identity(config: SearchConfig, data: Data, teacher: AnyTeacher) -> dict[str, Any]:
-    """What a search may not change while it goes on; more trials may be asked for."""
-    fields = asdict(config)
-    fit = fields.pop("fit")
-    named = {name: value for name, value in fields.items() if name not in ("trials", "within")}
-    named |= {f"fit.{name}": value for name, value in fit.items()}
-    identity = {f"search.{name}": value for name, value in named.items()}
-    return identity | {"data": data.fingerprint(), "teacher": teacher.identity()}
-
-
-def _seed(*parts: object) -> int:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4])
 
 
 def _absolute(budget: Budget, teacher: AnyTeacher, data: Data) -> Budget:

@@ -8,6 +8,7 @@ import students
 from experiments import cli, compare_methods, compress, distill, evaluate, report, search, train_teacher
 from experiments.steps import chain
 from search import SearchConfig
+from students import Blueprint
 
 SHORT = ["--data.train_size", "256"]
 TEACHER = ["--teacher.architecture", "cifar_resnet8", "--teacher.fit.epochs", "2", "--teacher.fit.warmup_epochs", "0"]
@@ -69,10 +70,10 @@ def test_several_teachers_teach_together(run, tmp_path):
 
 
 def test_the_search_alone_leaves_a_blueprint(run, tmp_path):
-    ranges = ["--search.name", "cifar_resnet8", "--search.width", "[0.25, 0.5]", "--search.trials", "2"]
+    ranges = ["--space.name", "cifar_resnet8", "--space.width", "[0.25, 0.5]", "--search.trials", "2"]
     arguments = ["--out", "found", *SHORT, *TEACHER, *ranges, "--search.fit.epochs", "1"]
     run("search", search.SearchCommandConfig, search.main, *arguments)
-    chosen = search.chosen(tmp_path / "found/search")
+    chosen = Blueprint.from_json((tmp_path / "found/search/blueprint.json").read_text())
     assert 0.25 <= chosen.width <= 0.5
     assert chosen.image_size == 8
     details = json.loads((tmp_path / "found/search/trials.json").read_text())

@@ -30,8 +30,8 @@ STAGES = """[
 TINY = [
     *("--teacher.architecture", "cifar_resnet14", "--teacher.width", "0.5"),
     *("--teacher.fit.epochs", "2", "--teacher.fit.warmup_epochs", "0"),
-    *("--search.name", "cifar_resnet14", "--search.trials", "2", "--search.fit.epochs", "2"),
-    *("--search.width", "[0.2, 0.5]", "--search.depth", "[0.5, 1.0]"),
+    *("--space.name", "cifar_resnet14", "--search.trials", "2", "--search.fit.epochs", "2"),
+    *("--space.width", "[0.2, 0.5]", "--space.depth", "[0.5, 1.0]"),
     *("--fit.epochs", "2", "--fit.warmup_epochs", "0", "--stages", STAGES, "--report.latency_seconds", "0.2"),
 ]
 SMALL = ["--data.train_size", "256", *TINY]

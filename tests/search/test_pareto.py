@@ -37,7 +37,7 @@ def test_hypervolume_counts_the_dominated_unit_squares(seed: int) -> None:
     squares = sum(
         any(p["top1"] >= 2 + i + 1 and p["macs"] <= 15 - j - 1 for p in points) for i in range(18) for j in range(15)
     )
-    assert hypervolume(points, top1=2, macs=15) == squares
+    assert hypervolume(points, {"top1": 2, "macs": 15}) == squares
 
 
 def test_select_takes_the_smallest_near_the_best_without_a_budget() -> None:
@@ -54,10 +54,10 @@ def test_select_takes_the_most_accurate_within_a_budget() -> None:
 
 def test_excess_is_relative_to_the_limit() -> None:
     budget = Budget(params=100, macs=50)
-    assert budget.excess(params=150, macs=50) == {"params": 0.5, "macs": 0.0}
-    assert not budget.keeps(150, 50)
-    assert budget.keeps(100, 50)
-    assert Budget().excess(1, 1) == {}
+    assert budget.excess({"params": 150, "macs": 50}) == {"params": 0.5, "macs": 0.0}
+    assert not budget.keeps({"params": 150, "macs": 50})
+    assert budget.keeps({"params": 100, "macs": 50})
+    assert Budget().excess({"params": 1, "macs": 1}) == {}
 
 
 def test_of_a_limit_and_a_share_the_tighter_counts() -> None:
@@ -68,7 +68,7 @@ def test_of_a_limit_and_a_share_the_tighter_counts() -> None:
 
 def test_a_share_of_next_to_nothing_is_a_limit_that_none_keeps() -> None:
     budget = Budget(macs_share=1e-9).absolute(params=10, macs=1000)
-    assert not budget.keeps(10, 2)
+    assert not budget.keeps({"params": 10, "macs": 2})
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
