@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,8 +133,9 @@ def _several(name: str) -> None:
         return
     words = psutil.Process().parent().cmdline()  # the launcher
     if "--num_processes" in words:
-        count = words[words.index("--num_processes") + 1]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+        given = {"--nproc_per_node": "--num_processes", "--max_restarts": "--max_restarts"}
+        handed = [(ours, words[words.index(its) + 1]) for ours, its in given.items() if its in words]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *chain.from_iterable(handed)]
         os.execv(sys.executable, [*torchrun, "-m", f"experiments.{name}", *sys.argv[1:]])
 
 

@@ -223,8 +223,8 @@ class _Worker:
                 raise
             say(f"{label}: {error}")
             record |= {"state": "refused", "why": str(error)}
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         if processes().is_main_process:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             self._tell(record)
 
     def _falls_behind(self, record: Record, history: History) -> bool:
@@ -258,11 +258,14 @@ class _Worker:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             figures = {name: record.get(name) for name in (*self.config.goals, *self.budget.limits)}
-            known = {n: (0.0 if n == "top1" else float("inf")) if v is None else v for n, v in figures.items()}
-            excess = self.budget.excess({"top1": 0.0} | {n: v for n, v in figures.items() if v is not None})
+            figures["top1"] = figures.get("top1") or 0.0
+            excess = self.budget.excess(figures)
             for limit in self.budget.limits:  # a sampler wants all of them of each trial
                 trial.set_constraint(limit, excess.get(limit, max(excess.values(), default=0.0)))
-            self.study.tell(trial, [known[goal] for goal in self.config.goals])
+            # of what was refused by one figure the others may be unknown: as bad as the worst that is known
+            known = {name: [r[name] for r in self._records() if r.get(name) is not None] for name in figures}
+            worst = {name: max(values, default=0.0) for name, values in known.items()}
+            self.study.tell(trial, [worst[g] if figures[g] is None else figures[g] for g in self.config.goals])
         self.hand = None
         lease.release()
         self._report(record)

@@ -3,21 +3,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import BaseTrial
 
 import kd.data
 import students
+from compress import Export, OnnxModel, Prune, Quantize, Stage, load_artefact
 from kd.data import Augment, DataConfig
 from kd.errors import DivergedError, InputError
-from kd.fit import Fit
+from kd.evaluate import evaluate
+from kd.fit import Fit, History
 from kd.loss import Objective, Term
 from kd.losses import KD
-from search import Budget, Candidate, Result, SearchConfig, judge, run, uniform
+from search import Budget, Candidate, Result, SearchConfig, compressed, distilled, judge, run, uniform
+from search.storage import FILE
 from students import Blueprint
 from teachers import Cached, Ensemble, Teacher
 
@@ -42,7 +47,7 @@ def teacher() -> Teacher:
 
 
 class FakeFit:
-    """Trains nothing: larger is better, by a figure without ties. May die in its n-th training."""
+    """Trains nothing: larger is better, by a figure without ties, and epochs help. May die in its n-th training."""
 
     def __init__(self, dies_at: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.folders: list[str] = []
@@ -50,15 +55,21 @@ class FakeFit:
         self.weights: list[float] = []
         self.dies_at, self.error = dies_at, error
 
-    def __call__(self, regime: Any, data: Any, config: Fit, folder: Path, label: str, stop: Any) -> Any:
+    def __call__(self, regime: Any, data: Any, config: Fit, folder: Path, label: str, stop: Any) -> History:
         self.folders.append(folder.name)
         self.seeds.append(config.seed)
         self.weights.append(next(regime.student.parameters()).sum().item())
         if len(self.folders) == self.dies_at:
-            raise self.error
+            raise self.error("as asked")
         params = sum(parameter.numel() for parameter in regime.student.parameters())
-        top1 = 90 - 1e5 / (params + 5e3)
-        return SimpleNamespace(best_top1=top1, best_name="student", epochs=[{}, {}], seconds=0.5, stopped=False)
+        history = History(best_name="student")
+        for epoch in range(config.epochs):
+            history.best_top1 = 90 - 1e5 / (params + 5e3) - 1 / (epoch + 1)
+            history.epochs.append({"top1_val": history.best_top1, "seconds": 0.25})
+            history.stopped = stop is not None and stop(history)
+            if history.stopped:
+                break
+        return history
 
 
 @pytest.fixture
@@ -227,6 +238,126 @@ def test_a_candidate_that_diverges_is_left_behind(
     assert (states.count("diverged"), states.count("trained")) == (1, 3)
 
 
+def test_a_candidate_that_cannot_be_built_or_trained_is_left_behind(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    def space(trial: BaseTrial) -> Candidate:
+        name = trial.suggest_categorical("name", ["vgg11", "cifar_resnet20"])
+        return Candidate(replace(BASE, name=str(name), width=trial.suggest_float("width", 0.25, 1)))
+
+    fake(3, RuntimeError)
+    result = run(space, data, teacher, replace(CONFIG, trials=4), tmp_path, objective)
+    states = [trial["state"] for trial in result.trials]
+    assert states.count("trained") == 4
+    refused = [trial for trial in result.trials if trial["state"] == "refused"]
+    assert any("vgg11" in trial["why"] for trial in refused)
+    assert [trial["why"] for trial in refused if "vgg11" not in trial["why"]] == ["as asked"]
+
+
+def test_an_error_in_the_first_training_is_not_the_candidates(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    fake(1, RuntimeError)
+    with pytest.raises(RuntimeError, match="as asked"):
+        run(SPACE, data, teacher, CONFIG, tmp_path, objective)
+
+
+def test_a_trial_that_dies_again_and_again_is_given_up(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, trials=2, retries=2)
+    keys = set()
+    for _ in range(3):
+        fit = fake(1, SystemExit)  # as if killed
+        with pytest.raises(SystemExit):
+            run(SPACE, data, teacher, config, tmp_path, objective)
+        keys.update(fit.folders)
+    fit = fake()
+    result = run(SPACE, data, teacher, config, tmp_path, objective)
+    assert len(keys) == 1
+    assert keys.isdisjoint(fit.folders)
+    assert [trial["state"] for trial in result.trials] == ["trained", "trained"]
+
+
+def test_ctrl_c_is_not_held_against_a_trial(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, trials=1, retries=0)
+    for _ in range(3):
+        first = fake(1)
+        with pytest.raises(KeyboardInterrupt):
+            run(SPACE, data, teacher, config, tmp_path, objective)
+    last = fake()
+    run(SPACE, data, teacher, config, tmp_path, objective)
+    assert last.folders == first.folders
+
+
+def test_rungs_spare_epochs_and_the_front_is_of_those_that_went_to_the_end(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    space = distilled(uniform(BASE), {"kd": lambda trial: KD(temperature=trial.suggest_float("temperature", 1, 8))})
+    goals = ("top1", "params")
+    config = replace(CONFIG, trials=30, rungs=(1, 3), fit=replace(CONFIG.fit, epochs=5), goals=("top1",))
+    fake()
+    result = run(space, data, teacher, config, tmp_path / "one goal", objective)
+    stopped = [trial for trial in result.trials if trial["state"] == "stopped"]
+    assert {trial["epochs"] for trial in stopped} == {1, 3}
+    assert all(list(trial["rungs"]) == ["1", "3"][: (trial["epochs"] + 1) // 2] for trial in stopped)
+    best = max(trial["top1"] for trial in result.trials if trial["top1"] is not None)
+    assert [trial["top1"] for trial in result.front] == [best]
+    assert result.chosen["epochs"] == 5
+    fake()
+    result = run(uniform(BASE), data, teacher, replace(config, goals=goals), tmp_path / "two", objective)
+    assert len(result.front) > 1  # here larger is better, so that none is dominated
+    assert all(trial["state"] != "stopped" for trial in result.trials)
+
+
+def test_epochs_end_a_search_too(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    fake()
+    result = run(SPACE, data, teacher, replace(CONFIG, trials=100, epochs=7), tmp_path, objective)
+    assert sum(trial["epochs"] or 0 for trial in result.trials) == 8  # of two each
+
+
+def test_other_losses_and_stages_make_another_candidate_of_the_same_network(
+    data: kd.data.Data, teacher: Teacher, tmp_path: Path
+) -> None:
+    task = judge.Task(data, teacher, objective, CONFIG.fit, 0)
+
+    def cold() -> Objective:
+        return Objective({"kd": Term(KD(temperature=1.0))})
+
+    def heavy() -> Objective:
+        return Objective({"kd": Term(KD(), 2.0)})
+
+    made = [
+        Candidate(BASE),
+        Candidate(BASE, objective),
+        Candidate(BASE, cold),
+        Candidate(BASE, heavy),
+        Candidate(BASE, stages=(Prune(0.5),)),
+        Candidate(BASE, stages=(Prune(0.6),)),
+        Candidate(replace(BASE, width=0.5)),
+    ]
+    keys = [task.sketch(candidate)["key"] for candidate in made]
+    assert len(set(keys)) == len(made)
+    assert len({task.sketch(candidate)["net"] for candidate in made}) == 2
+    assert keys == [task.sketch(candidate)["key"] for candidate in made]
+
+
+def test_a_student_may_start_from_the_weights_of_a_larger_one(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    source = replace(BASE, width=1.0).build()
+    grown = fake()
+    whole = uniform(BASE, width=(1.0, 1.0), depth=(1.0, 1.0))
+    run(whole, data, teacher, replace(CONFIG, trials=1), tmp_path / "c", objective, source)
+    assert grown.weights == [next(source.parameters()).sum().item()]
+    with pytest.raises(InputError, match=r"source: .* was started with"):
+        run(SPACE, data, teacher, replace(CONFIG, trials=1), tmp_path / "c", objective)
+
+
 def test_another_config_data_or_teacher_in_the_folder_are_refused(
     data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
 ) -> None:
@@ -263,6 +394,48 @@ def test_another_config_data_or_teacher_in_the_folder_are_refused(
 def test_bad_settings_are_refused(field: str, values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"search\.{field}: "):
         SearchConfig(**values)
+
+
+def test_the_deployed_file_is_a_goal_and_a_limit_and_is_measured_once(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    fit = fake()
+    goals, limit = ("top1", "latency_ms", "file_bytes"), 120_000
+    config = replace(CONFIG, trials=3, goals=goals, budget=Budget(file_bytes=limit), sampler="grid")
+    space = uniform(BASE, width=(0.25, 1.0), depth=(0.34, 0.67), step=0.25)
+    result = run(space, data, teacher, config, tmp_path, objective)
+    assert len(fit.folders) == 3
+    assert all(trial["latency_ms"] > 0 for trial in result.trials)
+    assert all((trial["file_bytes"] > limit) == (trial["state"] == "infeasible") for trial in result.trials)
+    assert {trial["state"] for trial in result.trials} >= {"trained", "infeasible"}
+    study = read(tmp_path)
+    measured = [name for name in study.user_attrs if name.startswith("deployed")]
+    assert len(measured) == len({trial["net"] for trial in result.trials})
+    file = Export().write(Blueprint.from_json(result.chosen["blueprint"]).build(), data, tmp_path / "model.onnx")
+    assert abs(file.path.stat().st_size - result.chosen["file_bytes"]) < 200
+
+
+def test_a_compressed_candidate_is_scored_as_what_comes_out(
+    data: kd.data.Data, teacher: Teacher, tmp_path: Path
+) -> None:
+    def stages(trial: BaseTrial) -> list[Stage]:
+        return [Prune(target=trial.suggest_categorical("kept", [0.5, 0.9])), Export(), Quantize(mode="dynamic")]
+
+    config = replace(CONFIG, trials=2, goals=("top1", "macs", "file_bytes"), sampler="grid")
+    space = compressed(uniform(BASE, width=(0.5, 0.5), depth=(0.34, 0.34)), stages)
+    result = run(space, data, teacher, config, tmp_path, objective)
+    by_kept = {trial["suggested"]["kept"]: trial for trial in result.trials}
+    assert 0.4 < by_kept[0.5]["macs"] / by_kept[0.9]["macs"] < 0.7
+    for trial in by_kept.values():
+        artefact = load_artefact(tmp_path / "trials" / trial["key"])
+        assert isinstance(artefact, OnnxModel)
+        assert artefact.path.stat().st_size == trial["file_bytes"]
+        assert evaluate(artefact, data.evaluation("val")).top1 == trial["top1"]
+
+
+def read(folder: Path) -> optuna.Study:
+    backend = JournalFileBackend(str(folder / FILE))
+    return optuna.load_study(study_name="search", storage=JournalStorage(backend))
 
 
 def test_a_real_search_on_few_digits(data: kd.data.Data, teacher: Teacher, tmp_path: Path) -> None:
