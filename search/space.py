@@ -64,11 +64,11 @@ def any_of(spaces: Mapping[str, Space]) -> Space:
 
 
 def at(space: Space, image_sizes: Sequence[int]) -> Space:
-    """The students of `space`, each at one of several resolutions."""
+    """The students of `space`, each at one of several resolutions, to which it resizes what it sees."""
 
     def sized(trial: BaseTrial) -> Candidate:
         candidate, size = space(trial), int(trial.suggest_categorical("image_size", list(image_sizes)))
-        return replace(candidate, blueprint=replace(candidate.blueprint, image_size=size))
+        return replace(candidate, blueprint=replace(candidate.blueprint, image_size=size, resize=True))
 
     return sized
 

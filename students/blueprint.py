@@ -30,6 +30,7 @@ class Blueprint:
         width, depth: factors on channels and on blocks.
         normalize: mean and std of pixels in [0, 1], a value a channel, or one for all.
         edits: what was done to the net since, in order.
+        resize: whether images of another size are first resized to `image_size` (bilinear, antialiased).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Blueprint:
     depth: float = 1.0
     normalize: Normalize = ((0.0,), (1.0,))
     edits: tuple[Edit, ...] = ()
+    resize: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -54,6 +56,8 @@ class Blueprint:
         for field, factor in (("student.width", self.width), ("student.depth", self.depth)):
             if not _is_number(factor) or factor <= 0:
                 raise InputError(field, factor, "must be a number above 0")
+        if type(self.resize) is not bool:
+            raise InputError("resize", self.resize, "must be true or false")
         mean, std = self.normalize
         if {len(mean), len(std)} - {1, self.in_chans}:
             raise InputError("normalize", self.normalize, f"needs 1 or {self.in_chans} values for mean and for std")
@@ -84,6 +88,7 @@ class Blueprint:
             raise InputError("blueprint", text[:40], f"is torn or no JSON ({error})") from error
         if not isinstance(values, dict) or values.get("version") != VERSION:
             raise InputError("blueprint", text[:40], f"is no blueprint of version {VERSION}")
+        values.setdefault("resize", False)  # the first ones lack it
         for name in sorted(values.keys() ^ {"version", *(field.name for field in fields(cls))}):
             raise InputError("blueprint", name, "is missing" if name not in values else "is no field of a blueprint")
         del values["version"]

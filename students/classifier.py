@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from students.blueprint import Blueprint
@@ -15,7 +16,8 @@ _OF_NET = ("forward_head", "get_classifier", "feature_info", "num_features")
 
 
 class Classifier(nn.Module):
-    """A net that normalises for itself: (N, C, H, W) images in [0, 1] to (N, classes) logits.
+    """A net that normalises for itself, and resizes where its blueprint says so: (N, C, H, W) images in [0, 1] to
+    (N, classes) logits.
 
     What timm's protocol offers of the net, the classifier offers too, for such images; what the net lacks, it lacks.
 
@@ -39,6 +41,9 @@ class Classifier(nn.Module):
         return self.blueprint.num_classes
 
     def normalize(self, x: Tensor) -> Tensor:
+        size = (self.blueprint.image_size,) * 2
+        if self.blueprint.resize and x.shape[-2:] != size:
+            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from compress import Export, OnnxModel
 from compress.export import TOLERANCE
 from kd.errors import InputError
+from students import Blueprint
 
 ALONE = """
 import json, sys
@@ -117,3 +118,11 @@ def test_bad_settings_and_a_second_export_are_refused(exported, context):
         Export(opset=11)
     with pytest.raises(InputError, match=r"Export: .*exported already"):
         Export()(exported, context())
+
+
+@pytest.mark.parametrize("size", [6, 12])
+def test_a_model_of_another_resolution_resizes_in_its_graph(digits, tmp_path, size):
+    model = Blueprint("cifar_resnet8", 10, 1, size, resize=True).build().eval()
+    exported = Export().write(model, digits, tmp_path / "model.onnx")  # which compares the two
+    assert exported.image_shape == (1, 8, 8)
+    assert "Resize" in {node.op_type for node in onnx.load(exported.path).graph.node}

@@ -72,6 +72,7 @@ def test_on_meta_it_has_the_same_shapes_and_no_memory() -> None:
         ({"edits": [RECLASSIFY | {"size": 3}]}, "blueprint.edits"),
         ({"edits": [RECLASSIFY | {"widths": [4, 4]}]}, "blueprint.edits"),
         ({"edits": [RECLASSIFY | {"classes": "5"}]}, "blueprint.edits"),
+        ({"resize": 1}, "resize"),
         ({"version": 2}, "blueprint"),
         ({"colour": "red"}, "blueprint"),
     ],
@@ -81,6 +82,12 @@ def test_refuses_what_makes_no_model(change: dict[str, Any], field: str) -> None
     with pytest.raises(InputError) as caught:
         Blueprint.from_json(json.dumps(values))
     assert caught.value.field == field
+
+
+def test_reads_those_that_were_written_before_there_was_resize() -> None:
+    values = json.loads(FULL.to_json())
+    del values["resize"]
+    assert Blueprint.from_json(json.dumps(values)) == FULL
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}"])

@@ -24,6 +24,17 @@ def test_normalises_what_it_is_given() -> None:
     torch.testing.assert_close(made.forward_intermediates(x)[1], made.net.forward_intermediates(y)[1])
 
 
+def test_resizes_to_its_resolution_where_it_is_told_to() -> None:
+    small, x = model(), torch.rand(2, 3, 24, 24)
+    resizing = students.Blueprint("cifar_resnet8", 5, 3, 16, normalize=(MEAN, STD), resize=True).build().eval()
+    resizing.load_state_dict(small.state_dict())
+    fitting = torch.nn.functional.interpolate(x, (16, 16), mode="bilinear", antialias=True)
+    torch.testing.assert_close(resizing(x), small(fitting))
+    assert torch.equal(resizing(fitting), small(fitting))
+    assert taps.ports(resizing, 3, (24, 24)).stages == ((16, 16, 16), (32, 8, 8), (64, 4, 4))
+    assert taps.ports(small, 3, (24, 24)).stages[0] == (16, 24, 24)
+
+
 def test_offers_what_its_net_offers_and_no_more() -> None:
     made = model()
     assert (made.num_classes, made.num_features) == (5, 64)
