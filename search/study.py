@@ -117,12 +117,15 @@ class _Worker:
             self.study.sampler = Seeded(self.config.sampler, self.config.startup, self.config.seed)
         try:
             with progress("search", self.config.trials) as advance:
+                shown = 0
                 while (order := self._agreed()) != "done":
-                    if order == "wait":
-                        time.sleep(0.2)
-                    elif isinstance(order, dict):
+                    if isinstance(order, dict):
                         self._train(order)
-                    advance(0, "")
+                    else:
+                        time.sleep(0.2)
+                    tried = _count(self._records(), *TRIED) if processes().is_main_process else 0
+                    advance(tried - shown, "")
+                    shown = tried
         except KeyboardInterrupt:
             if self.hand is not None:
                 with turn(self.folder):

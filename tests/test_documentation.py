@@ -1,5 +1,6 @@
 """What README and CONTRIBUTING show works as it stands there."""
 
+import json
 import os
 import re
 import subprocess
@@ -63,3 +64,14 @@ def test_the_example_of_the_library_runs(tmp_path):
     top1, cost = done.stdout.strip().split(maxsplit=1)
     assert 0 < float(top1) <= 100
     assert cost.startswith("Cost(params=")
+
+
+def test_a_space_of_the_users_own_is_searched(tmp_path):
+    (tmp_path / "my_space.py").write_text(file("docs/search.md", "my_space.py"))
+    (command,) = (code for code in blocks("docs/search.md", "sh") if "my_space" in code)
+    short = "--data.train_size 128 --teacher.fit.epochs 1 --teacher.fit.warmup_epochs 0 --search.fit.epochs 1"
+    done = python(tmp_path, *command.split()[1:], *short.split(), "--search.trials", "2")
+    assert done.returncode == 0, done.stderr
+    trials = json.loads((tmp_path / "runs/mine/search/trials.json").read_text())["trials"]
+    assert {"width", "depth", "loss", "weight", "kept"} <= trials[0]["suggested"].keys()
+    assert list(tmp_path.glob("runs/mine/search/trials/*/model.onnx"))
