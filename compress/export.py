@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compress.artefact import ONNX
 from compress.onnx_model import INPUT, OUTPUT, OnnxModel, write
+from compress.reparameterize import reparameterized
 from compress.stage import Artefact, Context, Report, check_logits
 from kd.data import Data
 from kd.errors import InputError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # of the logits' scale: what float32 rounding may differ by between two runtimes
 _CHECKED = 256  # validation images that both runtimes are compared on
+_FEW = 8  # of them, that the branches of a net are compared on with the layers that they become
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Export:
     """Write the model as ONNX and go on with the file, on onnxruntime.
 
     The file stands alone: input "image" are (N, C, H, W) pixels in [0, 1] with N free, normalisation is in the graph,
-    output "logits" is (N, classes); class names, image size and normalisation are in its metadata.
+    output "logits" is (N, classes); class names, image size and normalisation are in its metadata. Nets that train
+    branches in the place of a layer (RepVGG, MobileOne, ...) are written with the layer, so Prune and LowRank, which
+    see the branches, come before.
 
     Attributes:
         opset: version of ONNX's operators.
@@ -51,19 +55,28 @@ class Export:
         """Raises InputError where the model is a file already, has no ONNX form, or answers otherwise in it."""
         if isinstance(model, OnnxModel):
             raise InputError("stages", "Export", f"{model.path} is exported already")
-        exported = self.write(model, context.data, context.folder / ONNX)
-        return exported, Report("export", details={"opset": self.opset, "file_bytes": exported.path.stat().st_size})
+        exported, left = self._write(model, context.data, context.folder / ONNX)
+        notes = (
+            (f"Left in their branches, which edits keep from becoming one layer: {', '.join(left)}.",) if left else ()
+        )
+        details = {"opset": self.opset, "file_bytes": exported.path.stat().st_size}
+        return exported, Report("export", notes, details)
 
     def write(self, model: nn.Module, data: Data, path: Path) -> OnnxModel:
         """Export to `path`, where nothing is written unless the file answers as torch does on validation images."""
+        return self._write(model, data, path)[0]
+
+    def _write(self, model: nn.Module, data: Data, path: Path) -> tuple[OnnxModel, list[str]]:
+        """The file, and what `reparameterized` left as it was."""
         model = copy.deepcopy(model).cpu().float().eval()
         images = next(data.evaluation("val", _CHECKED)).x
-        proto = convert(model, images, self.opset)
+        deployed, left = reparameterized(model, images[:_FEW], TOLERANCE)
+        proto = convert(deployed, images, self.opset)
         for key, value in _metadata(model, data).items():
             proto.metadata_props.add(key=key, value=value)
         with TemporaryDirectory() as folder:
             _check(write(proto, Path(folder) / ONNX), model, images, data)
-        return write(proto, path)
+        return write(proto, path), left
 
 
 def convert(model: nn.Module, images: Tensor, opset: int) -> ModelProto:

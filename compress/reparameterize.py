@@ -1,0 +1,72 @@
+"""The form that a net is deployed in: parallel branches and norms become the one convolution that they add up to.
+
+MobileOne, RepVGG, RepViT, FastViT, RepGhost and others of timm train several branches in the place of a layer. Ding et
+al., RepVGG: Making VGG-style ConvNets Great Again, 2021; Vasu et al., MobileOne, 2023.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_METHODS = ("fuse", "reparameterize", "switch_to_deploy")  # timm's blocks have one; the first gives the new block
+
+
+def reparameterized(model: nn.Module, x: Tensor, tolerance: float) -> tuple[nn.Module, list[str]]:
+    """A copy of `model`, which is in evaluation mode, in its deployed form; and the blocks that are left as trained.
+
+    A block is left where an edit stands in the way, as a factorised convolution does. All are, and the model itself is
+    returned, where answers to images `x` would differ by more than `tolerance` of their scale.
+    """
+    made = copy.deepcopy(model)
+    with torch.no_grad():
+        left = list(_convert(made, ""))
+        return (made, left) if _agree(made, model, x, tolerance) else (model, list(_able(model)))
+
+
+def _convert(parent: nn.Module, prefix: str) -> Iterator[str]:
+    """Convert what is below a module, in place, from the outside; the paths of the innermost that could not be."""
+    for name, child in list(parent.named_children()):
+        path, failed = f"{prefix}{name}", False
+        try:
+            child = _converted(child)
+        except Exception:  # whatever a block raises whose layers are not those that it was built with
+            failed = True
+        setattr(parent, name, child)
+        below = list(_convert(child, f"{path}."))
+        yield from below or [path] * failed
+
+
+def _converted(block: nn.Module) -> nn.Module:
+    method = next((name for name in _METHODS if hasattr(block, name)), None)
+    if method is None:
+        return block
+    block = copy.deepcopy(block)  # which a failure leaves half done
+    _recount(block)
+    made = getattr(block, method)()
+    return made if method == "fuse" else block
+
+
+def _recount(block: Any) -> None:
+    """Pruning changes layers, not the numbers that their block keeps of them."""
+    convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
+    if convs:
+        conv = max(convs, key=lambda conv: conv.kernel_size)  # the first of them, and not that of an attention
+        numbers = {"groups": conv.groups, "in_chs": conv.in_channels, "out_chs": conv.out_channels}
+        vars(block).update({name: value for name, value in numbers.items() if name in vars(block)})
+
+
+def _able(model: nn.Module) -> Iterator[str]:
+    return (path for path, module in model.named_modules() if any(hasattr(module, name) for name in _METHODS))
+
+
+def _agree(made: nn.Module, model: nn.Module, x: Tensor, tolerance: float) -> bool:
+    try:
+        error, scale = (made(x) - model(x)).abs().max(), model(x).abs().max()
+    except Exception:  # a block that took the wrong shape
+        return False
+    return bool(error <= tolerance * scale)
