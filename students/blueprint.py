@@ -13,6 +13,7 @@ from students import edits as editing
 from students import zoo
 from students.classifier import Classifier
 from students.edits import Edit
+from students.scaling import Factors
 
 VERSION = 1
 Normalize = tuple[tuple[float, ...], tuple[float, ...]]
@@ -27,7 +28,7 @@ class Blueprint:
         num_classes: number of logits.
         in_chans: channels of an image.
         image_size: pixels a side; up to 64 it decides how the stem is eased.
-        width, depth: factors on channels and on blocks.
+        width, depth: factors on channels and on blocks; each one number, or one a stage (see `students.zoo.stages`).
         normalize: mean and std of pixels in [0, 1], a value a channel, or one for all.
         edits: what was done to the net since, in order.
         resize: whether images of another size are first resized to `image_size` (bilinear, antialiased).
@@ -37,8 +38,8 @@ class Blueprint:
     num_classes: int
     in_chans: int = 3
     image_size: int = 32
-    width: float = 1.0
-    depth: float = 1.0
+    width: Factors = 1.0
+    depth: Factors = 1.0
     normalize: Normalize = ((0.0,), (1.0,))
     edits: tuple[Edit, ...] = ()
     resize: bool = False
@@ -53,9 +54,13 @@ class Blueprint:
         ):
             if type(value) is not int or value < least:
                 raise InputError(field, value, f"must be a whole number from {least} up")
-        for field, factor in (("student.width", self.width), ("student.depth", self.depth)):
-            if not _is_number(factor) or factor <= 0:
-                raise InputError(field, factor, "must be a number above 0")
+        for axis in ("width", "depth"):
+            factors = getattr(self, axis)
+            if isinstance(factors, list):
+                object.__setattr__(self, axis, tuple(factors))
+            several = factors if isinstance(factors, list | tuple) else (factors,)
+            if not several or not all(_is_number(factor) and factor > 0 for factor in several):
+                raise InputError(f"student.{axis}", factors, "must be a number above 0, or one a stage")
         if type(self.resize) is not bool:
             raise InputError("resize", self.resize, "must be true or false")
         mean, std = self.normalize

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from students import zoo
 from students.blueprint import Blueprint
 from students.classifier import Classifier
+from students.scaling import Factors
 
 Normalize = tuple[Sequence[float], Sequence[float]]
 
@@ -17,8 +18,8 @@ def create(
     num_classes: int,
     in_chans: int = 3,
     image_size: int | None = None,
-    width: float = 1.0,
-    depth: float = 1.0,
+    width: Factors = 1.0,
+    depth: Factors = 1.0,
     pretrained: bool = False,
     normalize: Normalize | None = None,
 ) -> Classifier:
@@ -27,7 +28,7 @@ def create(
     Args:
         name: of a model of timm, of the CIFAR zoo (`cifar_resnet20`), or of torchvision (`tv_resnet18`).
         image_size: pixels a side; None: what the net was made for. Up to 64 the stem is eased.
-        width, depth: factors on channels and on blocks.
+        width, depth: factors on channels and on blocks; each one number, or one a stage (see `students.zoo.stages`).
         pretrained: with the published weights, and a fresh classifier where the number of classes differs.
         normalize: mean and std of the pixels, a value a channel; None: those of the published weights where they are
             used, and 0 and 1 otherwise.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kd.errors import InputError
 from kd.evaluate import inference
-from students.scaling import scaled
+from students.scaling import Factors, scaled
 
 WIDTHS: dict[str, int | Fraction] = {
     "HighResolutionNet": 8,
@@ -35,12 +35,12 @@ DEPTHS = {"InceptionResnetV2", "InceptionV3", "InceptionV4", "NASNetALarge", "PN
 SIDE = 160  # of an image that all of these can take
 
 
-def reshape(net: nn.Module, channels: int, width: float, depth: float) -> None:
-    """What `WIDTHS` and `DEPTHS` say of the class of `net`, in place."""
+def reshape(net: nn.Module, channels: int, width: Factors, depth: Factors) -> None:
+    """What `WIDTHS` and `DEPTHS` say of the class of `net`, in place; there a factor is one number."""
     kind, x = type(net).__name__, torch.zeros(1, channels, SIDE, SIDE)
-    if kind in DEPTHS and depth != 1:
+    if kind in DEPTHS and depth != 1 and not isinstance(depth, tuple):
         shorten(net, x, depth)
-    if kind in WIDTHS and width != 1:
+    if kind in WIDTHS and width != 1 and not isinstance(width, tuple):
         narrow(net, x, width, WIDTHS[kind])
 
 

@@ -20,6 +20,7 @@ from kd.errors import InputError
 
 Arguments = dict[str, Any]
 Rule = Callable[[Arguments, float, float], Arguments]
+Factors = float | tuple[float, ...]  # for the whole net, or one a stage
 
 CHANNELS = """
     base_dim base_dims channels dim dims embed_dim embed_dims feature_dim growth_rate growth_rates head_hidden_size
@@ -156,17 +157,22 @@ def concatenating(arguments: Arguments, width: float, depth: float) -> Arguments
 
 
 def inverted_residuals(arguments: Arguments, width: float, depth: float) -> Arguments:
-    """Nets that list the arguments of every block, and round channels by a function of their own."""
+    """Nets that list the arguments of every block, and round channels by a function of their own: before they scale."""
+    round_channels, stem = arguments["round_chs_fn"], arguments["stem_size"]
+
+    def rounded(block: Arguments) -> Arguments:
+        counts = {name: block[name] for name in ("out_chs", "force_in_chs") if block.get(name)}
+        return block | {name: scaled(round_channels(count), width, 8) for name, count in counts.items()}
+
     return {
-        "stem_size": scaled(arguments["stem_size"], width if arguments["fix_stem"] else 1, 8),
-        "round_chs_fn": partial(_rounded, arguments["round_chs_fn"], width),
+        "stem_size": scaled(stem if arguments["fix_stem"] else round_channels(stem), width, 8),
+        "round_chs_fn": int,
         "num_features": scaled(arguments["num_features"], width, 8) if arguments["num_features"] else 0,
-        "block_args": [repeated(stage, scaled(len(stage), depth)) for stage in arguments["block_args"]],
+        "block_args": [
+            [rounded(block) for block in repeated(stage, scaled(len(stage), depth))]
+            for stage in arguments["block_args"]
+        ],
     }
-
-
-def _rounded(round_channels: Callable[[float], int], width: float, channels: float) -> int:
-    return scaled(round_channels(channels), width, 8)
 
 
 def repeated(stage: Any, count: int, period: int = 1) -> Any:
@@ -177,10 +183,27 @@ def repeated(stage: Any, count: int, period: int = 1) -> Any:
 
 
 def own_blocks(arguments: Arguments, width: float, depth: float) -> Arguments:
-    """Nets of blocks that they bring: a stage is a block and a number, or a list of single blocks, by twos if even."""
+    """Nets of blocks that they bring: a stage is a block and a number, or a list of single blocks, by twos if even.
+
+    Their factor on all channels is moved into these, so that a stage can have its own; not where a stage begins with
+    the channels of the one before it.
+    """
     changed = named(blocks="d")(arguments, width, depth)
     config: Any = changed.get("model_cfg", arguments["model_cfg"])
-    return {"model_cfg": replace(config, blocks=type(config.blocks)(_fewer(stage, depth) for stage in config.blocks))}
+    config = replace(config, blocks=type(config.blocks)(_fewer(stage, depth) for stage in config.blocks))
+    lists = (stage for stage in config.blocks if isinstance(stage, list | tuple))
+    if all(len({block.c for block in stage}) == 1 for stage in lists):
+        factor = config.width_factor
+        blocks = _inside(config.blocks, lambda block: {"c": block["c"] * factor})
+        stem, last = _times(config.stem_chs, factor), _times(config.num_features, factor)
+        config = replace(config, blocks=blocks, stem_chs=stem, num_features=last, width_factor=1.0)
+    return {"model_cfg": config}
+
+
+def _times(channels: Any, factor: float) -> Any:
+    if isinstance(channels, list | tuple):
+        return type(channels)(count * factor for count in channels)
+    return channels and channels * factor
 
 
 def _fewer(stage: Any, depth: float) -> Any:
@@ -286,10 +309,12 @@ class Family:
     Attributes:
         scale: the rule.
         last: the stem is eased until the last map of a small image has this side; None: its patches are made smaller.
+        shared: axes, "width depth", on which all stages share one factor, whatever lists there are.
     """
 
     scale: Rule
     last: int | None = 4
+    shared: str = ""
 
 
 _cifar = Family(named(multiple=2), last=2)
@@ -297,19 +322,20 @@ FAMILIES = {
     "ByobNet": Family(own_blocks, last=None),
     "CifarMobileNetV2": _cifar,
     "CifarResNet": _cifar,
-    "CifarShuffleNetV1": Family(concatenating, last=2),
+    "CifarShuffleNetV1": Family(concatenating, last=2, shared="width"),
     "CifarShuffleNetV2": _cifar,
     "CifarVGG": _cifar,
     "CifarWideResNet": _cifar,
-    "CoaT": Family(named(fixed="num_heads"), last=None),
+    "CoaT": Family(named(fixed="num_heads"), last=None, shared="width"),
     "ConVit": Family(named(fixed="num_heads"), last=None),
     "ConvNeXt": Family(named()),
     "DLA": Family(named(multiple=32), last=None),
     "DPN": Family(named(multiple="groups"), last=None),
     "EfficientNet": Family(inverted_residuals),
+    "FastVit": Family(named(), last=None, shared="width"),
     "GhostNet": Family(ghosts, last=None),
-    "HieraDet": Family(named(fixed="global_att_blocks"), last=None),
-    "HighPerfGpuNet": Family(listed_stages, last=None),
+    "HieraDet": Family(named(fixed="global_att_blocks"), last=None, shared="depth"),
+    "HighPerfGpuNet": Family(listed_stages, last=None, shared="width depth"),
     "HighResolutionNet": Family(named(fixed="num_channels num_modules stem_width"), last=None),
     "IFormer": Family(attending, last=None),
     "LCNetV2": Family(named(scale="width"), last=None),
@@ -318,16 +344,17 @@ FAMILIES = {
     "MobileNetV5": Family(inverted_residuals, last=None),
     "NASNetALarge": Family(named(multiple=96), last=None),
     "NextViT": Family(by_fives, last=None),
-    "PoolingVisionTransformer": Family(named(fixed="heads"), last=None),
+    "PoolingVisionTransformer": Family(named(fixed="heads"), last=None, shared="width"),
     "RegNet": Family(quantized_linear, last=None),
     "RepGhostNet": Family(ghosts, last=None),
     "ResNet": Family(named()),
     "SelecSls": Family(named(fixed="num_features"), last=None),
-    "VGG": Family(plain, last=None),
+    "VGG": Family(plain, last=None, shared="width depth"),
     "VovNet": Family(aggregated, last=None),
+    "VOLO": Family(named(), last=None, shared="width"),
     "VisionTransformer": Family(transformer, last=None),
     "VisionTransformerDistilled": Family(transformer, last=None),
-    "XceptionAligned": Family(rows, last=None),
+    "XceptionAligned": Family(rows, last=None, shared="width depth"),
 }
 """By the name of the model's class."""
 
@@ -335,6 +362,6 @@ OTHERS = Family(named(), last=None)
 """The rule of a class that is not in the table."""
 
 
-def not_scaled(name: str, width: float, depth: float, why: str) -> InputError:
+def not_scaled(name: str, width: Factors, depth: Factors, why: str) -> InputError:
     field, factor = ("width", width) if width != 1 else ("depth", depth)
     return InputError(f"student.{field}", factor, f"{name} cannot be scaled so: {why}")

@@ -10,14 +10,17 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from functools import cache
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import nn
 
 from kd.errors import InputError
 from students.reshaping import DEPTHS, WIDTHS, reshape
-from students.scaling import FAMILIES, OTHERS, Arguments, not_scaled
+from students.scaling import FAMILIES, OTHERS, Arguments, Factors, not_scaled
+from students.stages import lengths, scale
 from students.stem import ease, patches
 
 Build = Callable[..., nn.Module]
@@ -37,7 +40,7 @@ def config(name: str) -> Any:
 
 
 def build(
-    name: str, num_classes: int, in_chans: int, image_size: int, width: float, depth: float, pretrained: bool
+    name: str, num_classes: int, in_chans: int, image_size: int, width: Factors, depth: Factors, pretrained: bool
 ) -> nn.Module:
     """The net, scaled, its stem eased where images are small.
 
@@ -56,13 +59,13 @@ def build(
         if "img_size" in arguments and isinstance(full.get("patch_size"), int):
             given["patch_size"] = patches(full["patch_size"], image_size)
         rule = FAMILIES.get(net.__name__, OTHERS).scale
-        for factors, built in (((width, 1.0), WIDTHS), ((1.0, depth), DEPTHS)):
-            if factors == (1, 1) or net.__name__ in built:
+        for wide, deep, built in ((width, 1.0, WIDTHS), (1.0, depth, DEPTHS)):
+            if (wide, deep) == (1, 1) or net.__name__ in built:
                 continue
-            more = rule(full, *(1.0 if factor == 1 else 3.0 for factor in factors))  # which every count would follow
+            more = rule(full, *(1.0 if factor == 1 else 3.0 for factor in (wide, deep)))  # every count would follow
             if all(more[key] == full[key] for key in more):
-                raise not_scaled(name, *factors, f"no argument of {net.__name__} says how")
-        given |= rule(full, width, depth)
+                raise not_scaled(name, wide, deep, f"no argument of {net.__name__} says how")
+        given |= scale(rule, full, width, depth)
         return timm.models.build_model_with_cfg(net, variant, weights, **given)
 
     architecture, _, tag = name.partition(".")
@@ -73,6 +76,25 @@ def build(
     if family.last is not None:
         ease(net, in_chans, image_size, family.last)
     return net
+
+
+@cache
+def stages(name: str) -> tuple[int, int]:
+    """How many factors width and depth can be: one for each stage that the constructor lists, or a single one."""
+    found = (1, 1)
+
+    def seen(net: type[nn.Module], variant: str, weights: bool, **given: Any) -> nn.Module:
+        nonlocal found
+        kind, family = net.__name__, FAMILIES.get(net.__name__, OTHERS)
+        width, depth = lengths(family.scale, _defaults(net) | given)
+        width = 1 if kind in WIDTHS or "width" in family.shared else width
+        found = width, 1 if kind in DEPTHS or "depth" in family.shared else depth
+        return timm.models.build_model_with_cfg(net, variant, weights, **given)
+
+    timm = _timm()
+    with torch.device("meta"):
+        _between(timm.model_entrypoint(name.partition(".")[0]), seen)()
+    return found
 
 
 def _timm() -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 from kd.errors import InputError
 from kd.evaluate import inference
 from students import timm_zoo, torchvision_zoo
-from students.scaling import not_scaled
+from students.scaling import Factors, not_scaled
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def net(
     num_classes: int,
     in_chans: int,
     image_size: int,
-    width: float = 1.0,
-    depth: float = 1.0,
+    width: Factors = 1.0,
+    depth: Factors = 1.0,
     pretrained: bool = False,
 ) -> nn.Module:
     """A net that has been seen to take such images.
@@ -54,6 +54,8 @@ def net(
     small for the net.
     """
     published(name)
+    _expect_stages(name, "width", width)
+    _expect_stages(name, "depth", depth)
     if pretrained and (width, depth) != (1, 1):
         raise InputError("student.pretrained", "true", "published weights fit width 1 and depth 1 only")
     if _of_torchvision(name) and (width, depth) != (1, 1):
@@ -69,6 +71,26 @@ def net(
     with _told(*size), inference(made):
         made(torch.zeros(1, in_chans, image_size, image_size))
     return made
+
+
+def stages(name: str) -> tuple[int, int]:
+    """How many factors the width and the depth of a net can be: one a stage, or a single one.
+
+    Raises InputError for a name that no zoo has.
+    """
+    published(name)
+    return (1, 1) if _of_torchvision(name) else timm_zoo.stages(name)
+
+
+def _expect_stages(name: str, axis: str, factor: Factors) -> None:
+    """Raises InputError unless there is one factor, or one for each stage."""
+    if not isinstance(factor, tuple):
+        return
+    count = stages(name)[axis == "depth"]
+    if count == 1:
+        raise InputError(f"student.{axis}", factor, f"{name} takes one number: its stages share it")
+    if len(factor) != count:
+        raise InputError(f"student.{axis}", factor, f"{name} takes one number, or {count} of them, one a stage")
 
 
 def _of_torchvision(name: str) -> bool:

@@ -31,8 +31,14 @@ FULL = Blueprint(
 RECLASSIFY = {"kind": "Reclassify", "last": None, "size": [4, 4], "widths": [4, 4, 4], "classes": 5}
 
 
-def test_comes_back_from_json() -> None:
-    assert Blueprint.from_json(FULL.to_json()) == FULL
+@pytest.mark.parametrize("factors", [{}, {"width": (0.5, 1, 0.75, 1.25)}, {"depth": (0.34, 1.0, 2.0), "width": 1}])
+def test_comes_back_from_json(factors: dict[str, Any]) -> None:
+    plan = replace(FULL, **factors)
+    assert Blueprint.from_json(plan.to_json()) == plan
+
+
+def test_lists_of_factors_are_tuples() -> None:
+    assert replace(FULL, width=[0.5, 1.0], depth=[1.0]) == replace(FULL, width=(0.5, 1.0), depth=(1.0,))
 
 
 def test_on_meta_it_has_the_same_shapes_and_no_memory() -> None:
@@ -56,7 +62,11 @@ def test_on_meta_it_has_the_same_shapes_and_no_memory() -> None:
         ({"image_size": 32.0}, "data.image_size"),
         ({"width": 0}, "student.width"),
         ({"width": float("nan")}, "student.width"),
+        ({"width": []}, "student.width"),
+        ({"width": [0.5, 0]}, "student.width"),
         ({"depth": -1}, "student.depth"),
+        ({"depth": [0.5, "1"]}, "student.depth"),
+        ({"depth": [[0.5], 1]}, "student.depth"),
         ({"depth": True}, "student.depth"),
         ({"normalize": [[0.5, 0.5, 0.5], [1, 1, 1]]}, "normalize"),
         ({"normalize": [[0.5], [0.0]]}, "normalize"),
