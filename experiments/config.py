@@ -71,13 +71,17 @@ class StudentConfig:
     depth: float = 1.0
 
 
+KINDS = {"uniform": search.uniform, "stages": search.per_stage, "compound": search.compound}
+
+
 @dataclass(frozen=True)
 class SpaceConfig:
     """What a search chooses from.
 
     Attributes:
         name: family of the students, or several to choose from.
-        kind: "uniform" (a width and a depth), "compound" (one factor on both), or the import path of a function
+        kind: "uniform" (a width and a depth), "stages" (one of each for every stage), "compound" (one factor on both),
+            or the import path of a function
             (base: Blueprint) -> search.Space, which may choose anything else, such as losses and stages.
         width, depth: ranges of the factors, lowest and highest; "compound" takes that of the width.
         step: of the factors; None: continuous.
@@ -119,13 +123,12 @@ class SpaceConfig:
         return search.compressed(space, lambda trial: self.stages) if self.stages else space
 
     def _of(self, base: Blueprint) -> Space:
-        if self.kind not in ("uniform", "compound"):
+        if self.kind not in KINDS:
             return _imported(self.kind)(base)
         for wide, deep in zip(self.width, self.width if self.kind == "compound" else self.depth, strict=True):
             replace(base, width=wide, depth=deep).build("meta")
-        if self.kind == "compound":
-            return search.compound(base, factor=self.width, step=self.step)
-        return search.uniform(base, width=self.width, depth=self.depth, step=self.step)
+        ranges = {"factor": self.width} if self.kind == "compound" else {"width": self.width, "depth": self.depth}
+        return KINDS[self.kind](base, step=self.step, **ranges)
 
 
 def _imported(path: str) -> Callable[[Blueprint], Space]:
@@ -135,7 +138,7 @@ def _imported(path: str) -> Callable[[Blueprint], Space]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            "space.kind", path, f"is neither uniform nor compound, nor can it be imported: {error}"
+            "space.kind", path, f"is none of {', '.join(KINDS)}, nor can it be imported: {error}"
         ) from error
     return found
 

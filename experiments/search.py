@@ -77,8 +77,12 @@ def find(
     epochs, seconds = (sum(trial[name] for trial in trained) for name in ("epochs", "seconds"))
     best = result.blueprint
     note = f"{len(trained)} students were trained for {epochs} epochs in all, in {seconds:.0f} s; the chosen one: "
-    note += f"{best.name} at width {best.width:.2f} and depth {best.depth:.2f}."
+    note += f"{best.name} at width {_told(best.width)} and depth {_told(best.depth)}."
     return Outcome("search", notes=(note,), details=details)
+
+
+def _told(factors: students.Factors) -> str:
+    return " ".join(f"{factor:.2f}" for factor in (factors if isinstance(factors, tuple) else (factors,)))
 
 
 def _source(inherit: str | None, teacher: teachers.AnyTeacher) -> students.Classifier | None:

@@ -3,7 +3,7 @@
 from search.budget import Budget
 from search.config import SearchConfig
 from search.pareto import GOALS, dominates, front, hypervolume, select
-from search.space import Candidate, Range, Space, any_of, at, compound, compressed, distilled, uniform
+from search.space import Candidate, Range, Space, any_of, at, compound, compressed, distilled, per_stage, uniform
 from search.study import Result, run
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "dominates",
     "front",
     "hypervolume",
+    "per_stage",
     "run",
     "select",
     "uniform",

@@ -10,7 +10,7 @@ from optuna.trial import BaseTrial
 from compress import Stage
 from kd.loss import Loss, Objective, Term
 from kd.losses import CrossEntropy
-from students import Blueprint
+from students import Blueprint, Factors, stages
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,23 @@ def compound(base: Blueprint, *, factor: Range = (0.25, 1.0), step: float | None
     def space(trial: BaseTrial) -> Candidate:
         both = trial.suggest_float("factor", *factor, step=step)
         return Candidate(replace(base, width=both, depth=both))
+
+    return space
+
+
+def per_stage(
+    base: Blueprint, *, width: Range = (0.25, 1.0), depth: Range = (0.34, 1.0), step: float | None = None
+) -> Space:
+    """Students like `base`, a width and a depth for each stage of a family that has them (`students.stages`)."""
+    counts = dict(zip(("width", "depth"), stages(base.name), strict=True))
+
+    def space(trial: BaseTrial) -> Candidate:
+        def factors(axis: str, bounds: Range) -> Factors:
+            if counts[axis] == 1:
+                return trial.suggest_float(axis, *bounds, step=step)
+            return tuple(trial.suggest_float(f"{axis}_{n}", *bounds, step=step) for n in range(1, counts[axis] + 1))
+
+        return Candidate(replace(base, width=factors("width", width), depth=factors("depth", depth)))
 
     return space
 
@@ -96,10 +113,10 @@ def distilled(space: Space, losses: Mapping[str, Callable[[BaseTrial], Loss]], w
     return taught
 
 
-def compressed(space: Space, stages: Callable[[BaseTrial], Sequence[Stage]]) -> Space:
+def compressed(space: Space, by: Callable[[BaseTrial], Sequence[Stage]]) -> Space:
     """The students of `space`, each judged after stages, which may ask the trial for ratios, ranks and bits."""
 
     def judged(trial: BaseTrial) -> Candidate:
-        return replace(space(trial), stages=tuple(stages(trial)))
+        return replace(space(trial), stages=tuple(by(trial)))
 
     return judged

@@ -6,12 +6,15 @@ from students.classifier import Classifier
 from students.create import create
 from students.edits import Edit, Reclassify, Replace, Resize, edit
 from students.inherit import inherit
+from students.scaling import Factors
 from students.storage import load, load_weights, save
+from students.zoo import stages
 
 __all__ = [
     "Blueprint",
     "Classifier",
     "Edit",
+    "Factors",
     "Reclassify",
     "Replace",
     "Resize",
@@ -22,4 +25,5 @@ __all__ = [
     "load",
     "load_weights",
     "save",
+    "stages",
 ]

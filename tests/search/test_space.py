@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 from optuna.trial import BaseTrial, FixedTrial
 
+import students
 from compress import Prune, Stage
 from kd.loss import Loss
 from kd.losses import DIST, KD
-from search import any_of, at, compound, compressed, distilled, uniform
+from search import any_of, at, compound, compressed, distilled, per_stage, uniform
 from students import Blueprint
 
 BASE = Blueprint("cifar_resnet8", num_classes=10)
@@ -16,6 +17,16 @@ def test_a_width_and_a_depth() -> None:
     found = uniform(BASE, width=(0.5, 1.0))(FixedTrial({"width": 0.75, "depth": 0.5}))
     assert (found.blueprint.width, found.blueprint.depth) == (0.75, 0.5)
     assert (found.objective, found.stages) == (None, ())
+
+
+def test_a_width_and_a_depth_for_each_stage() -> None:
+    counts = dict(zip(("width", "depth"), students.stages(BASE.name), strict=True))
+    drawn = {f"{axis}_{n + 1}": 0.5 + n / 8 for axis, count in counts.items() for n in range(count)}
+    found = per_stage(BASE)(FixedTrial(drawn)).blueprint
+    assert (found.width, found.depth) == ((0.5, 0.625, 0.75, 0.875), (0.5, 0.625, 0.75))
+    found.build("meta")
+    plain = per_stage(Blueprint("regnetx_002", num_classes=10, image_size=64))  # one number for all of them
+    assert plain(FixedTrial({"width": 0.5, "depth": 0.75})).blueprint.width == 0.5
 
 
 def test_one_factor_on_both() -> None:
