@@ -274,6 +274,9 @@ def _recording(model: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> It
             handle.remove()
 
 
+_LAYERS = (nn.Linear, nn.Conv2d)
+
+
 def _hooks(model: nn.Module, x: Tensor) -> Tap:
     """A tap through hooks: finds the classifier and the stages in one pass over `x`.
 
@@ -283,13 +286,13 @@ def _hooks(model: nn.Module, x: Tensor) -> Tap:
         image = x.detach().clone().requires_grad_() + 0  # autograd's graph tells what passes through what
         logits = model(image)
 
-    def is_classifier(name: str, output: Tensor) -> bool:
-        linear = isinstance(model.get_submodule(name), (nn.Linear, nn.Conv2d))
-        return linear and output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten())
-
-    classifier = next((name for name, _, output in reversed(record) if is_classifier(name, output)), None)
-    if classifier is None:
+    layers = [(name, output) for name, _, output in record if isinstance(model.get_submodule(name), _LAYERS)]
+    exact = [name for name, output in layers if torch.equal(output.flatten(), logits.flatten())]
+    # or, as in SqueezeNet, the last layer gives maps of the logits, which are averaged
+    averaged = [name for name, output in layers[-1:] if output.dim() == 4 and output.shape[:2] == logits.shape]
+    if not exact and not averaged:
         raise InputError("model", _name(model), "has no linear layer whose output is its logits, so no embedding")
+    classifier = (exact or averaged)[-1]
     calls: Counter[str] = Counter()
     found: dict[tuple[int, int], Place] = {}
     for name, _, output in itertools.takewhile(lambda entry: entry[0] != classifier, record):
@@ -309,7 +312,8 @@ def _hooks(model: nn.Module, x: Tensor) -> Tap:
         for name, _, tensor in record:
             after[name].append(tensor)
         maps = tuple(place.map(after[place.module][place.call]) for place in places) if stages else ()
-        outputs = Outputs(logits, before[classifier].flatten(1), maps)
+        embedding = before[classifier].flatten(1) if exact else before[classifier].mean((2, 3))
+        outputs = Outputs(logits, embedding, maps)
         return _with_final(outputs, maps[-1] if maps else None)
 
     return Tap(reader, lambda model: model.get_submodule(classifier), places[-1] if places else None)

@@ -35,13 +35,14 @@ DEPTHS = {"InceptionResnetV2", "InceptionV3", "InceptionV4", "NASNetALarge", "PN
 SIDE = 160  # of an image that all of these can take
 
 
-def reshape(net: nn.Module, channels: int, width: Factors, depth: Factors) -> None:
+def reshape(net: Any, channels: int, width: Factors, depth: Factors) -> None:
     """What `WIDTHS` and `DEPTHS` say of the class of `net`, in place; there a factor is one number."""
     kind, x = type(net).__name__, torch.zeros(1, channels, SIDE, SIDE)
     if kind in DEPTHS and depth != 1 and not isinstance(depth, tuple):
         shorten(net, x, depth)
     if kind in WIDTHS and width != 1 and not isinstance(width, tuple):
-        narrow(net, x, width, WIDTHS[kind])
+        narrow(net, x, width, WIDTHS[kind], net.get_classifier())
+        _retell(net, x)
 
 
 class Skip(nn.Module):
@@ -55,12 +56,11 @@ class Skip(nn.Module):
         return maps[self.place]
 
 
-def narrow(net: Any, x: Tensor, width: float, multiple: int | Fraction) -> None:
-    """Give the convolutions of `net` scaled channels, in place, and let all layers take in what they are given.
+def narrow(net: nn.Module, x: Tensor, width: float, multiple: int | Fraction, classifier: nn.Module) -> None:
+    """Give the layers of `net` but its classifier scaled channels, in place, and let all take in what they are given.
 
     New weights are drawn with the spread of the old ones, corrected for the number of inputs.
     """
-    classifier = net.get_classifier()
 
     def scale(count: int) -> int:
         if isinstance(multiple, int):
@@ -93,11 +93,15 @@ def narrow(net: Any, x: Tensor, width: float, multiple: int | Fraction) -> None:
         net(x)
     for handle in handles:
         handle.remove()
+
+
+def _retell(net: Any, x: Tensor) -> None:
+    """Let a net of timm tell its new channels."""
     with inference(net):
         _, maps = net.forward_intermediates(x)
     for info, each in zip(net.feature_info, maps, strict=True):
         info["num_chs"] = each.shape[1]
-    net.num_features = net.head_hidden_size = classifier.weight.shape[1]
+    net.num_features = net.head_hidden_size = net.get_classifier().weight.shape[1]
 
 
 def _draw(layer: nn.Module, shape: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from kd.errors import InputError
 from kd.evaluate import inference
 from students import timm_zoo, torchvision_zoo
-from students.scaling import Factors, not_scaled
+from students.scaling import Factors
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,12 @@ def net(
     _expect_stages(name, "depth", depth)
     if pretrained and (width, depth) != (1, 1):
         raise InputError("student.pretrained", "true", "published weights fit width 1 and depth 1 only")
-    if _of_torchvision(name) and (width, depth) != (1, 1):
-        raise not_scaled(name, width, depth, "its constructor takes no numbers of channels and blocks")
     at = "" if (width, depth) == (1, 1) else f" at width {width} and depth {depth}"
     size = ("data.image_size", image_size, f"too small for {name}{at}, or not for it")
     weights = ("student.name", name, "its weights cannot be had")
     with _told(*(weights if pretrained else size)):
         if _of_torchvision(name):
-            made = torchvision_zoo.build(name, num_classes, in_chans, pretrained)
+            made = torchvision_zoo.build(name, num_classes, in_chans, width, depth, pretrained)
         else:
             made = timm_zoo.build(name, num_classes, in_chans, image_size, width, depth, pretrained)
     with _told(*size), inference(made):

@@ -144,7 +144,16 @@ def test_asking_for_ports_changes_no_statistics_and_no_mode():
 
 def test_a_model_without_a_linear_classifier_is_refused():
     with pytest.raises(InputError, match="no linear layer"):
-        ports(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3, (8, 8))
+        ports(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten()), 3, (8, 8))
+
+
+@pytest.mark.parametrize("size", [32, 64])  # at 32 the last map has one pixel
+def test_where_maps_of_the_logits_are_averaged_the_map_before_is(size):
+    model, x = models.squeezenet1_1(num_classes=7), torch.rand(2, 3, size, size)
+    told, outputs = check(model, x, 7)
+    torch.testing.assert_close(outputs.embedding, model.features(x).mean((2, 3)))
+    assert told.stages[-1] == ((256, 3, 3) if size == 32 else (512, 3, 3))
+    assert told.classifier is None
 
 
 def test_an_image_that_the_model_cannot_take_is_refused():
