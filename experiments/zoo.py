@@ -11,7 +11,7 @@ from pathlib import Path
 
 from timm.models import _registry as registry
 
-from compress.cost import macs
+from compress.cost import sketch
 from kd.errors import InputError
 from students import Blueprint, zoo
 
@@ -64,9 +64,8 @@ def row(name: str) -> Iterator[str]:
 
 def _cost(name: str, size: int, **factors: float) -> tuple[int, str]:
     """Parameters, and these and MACs in words."""
-    model = Blueprint(name, 100, image_size=size, **factors).build("meta")
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return params, f"{params / 1e6:.2f} / {macs(model, (3, size, size)) / 1e6:.0f}"
+    params, macs = sketch(Blueprint(name, 100, image_size=size, **factors))
+    return params, f"{params / 1e6:.2f} / {macs / 1e6:.0f}"
 
 
 if __name__ == "__main__":

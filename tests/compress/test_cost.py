@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import students
 from compress import Cost, LowRank, Prune, measure
-from compress.cost import macs
+from compress.cost import macs, sketch
 from compress.export import convert
 from compress.onnx_model import write
+from students import zoo
 
 
 class Plain(nn.Module):
@@ -49,21 +53,51 @@ def test_macs_on_the_meta_device_and_without_a_trace():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+NAMES = (Path(__file__).parents[2] / "experiments/zoo.txt").read_text().split()
+
+
+def assert_sketched(plan):
+    cost = measure(plan.build(), (plan.in_chans, plan.image_size, plan.image_size))
+    assert sketch(plan) == (cost.params, cost.macs)
+    assert cost.macs > 0
+
+
 @pytest.mark.parametrize(
     "plan",
     [
         students.Blueprint("cifar_resnet20", 10, 1, 8, width=0.5, depth=0.67),
-        students.Blueprint("mobilenetv2_050", 10, image_size=32, depth=0.34),
-        students.Blueprint("vit_tiny_patch16_224", 10, image_size=32, width=0.5, depth=0.25),
-        students.Blueprint("tv_mnasnet0_5", 10, image_size=32),
+        students.Blueprint("mobilenetv2_050", 10, depth=0.34),  # of an eased stem
+        students.Blueprint("vit_tiny_patch16_224", 10, width=0.5, depth=0.25),
+        students.Blueprint("tv_mnasnet0_5", 10),
+        students.Blueprint("tv_squeezenet1_1", 10, width=0.5),
+        students.Blueprint("inception_v3", 10, image_size=128, width=0.5, depth=0.5),  # reshaped
+        students.Blueprint("crossvit_tiny_240", 10, image_size=240, depth=0.5),
+        *(students.Blueprint(name, 10, image_size=64) for name in ("mobileone_s1", "densenet121", "pvt_v2_b0")),
+        *(students.Blueprint(name, 10, image_size=64, width=0.5) for name in ("hgnetv2_b0", "edgenext_xx_small")),
+        *(students.Blueprint(name, 10, image_size=64, depth=0.5) for name in ("regnetx_002", "swiftformer_xs")),
     ],
     ids=lambda plan: plan.name,
 )
-def test_a_blueprint_on_meta_costs_what_the_built_model_costs(plan):
-    shape = (plan.in_chans, plan.image_size, plan.image_size)
-    sketch, built = plan.build("meta"), plan.build()
-    assert macs(sketch, shape) == measure(built, shape).macs > 0
-    assert sum(parameter.numel() for parameter in sketch.parameters()) == measure(built, shape).params
+def test_a_blueprint_costs_what_the_built_model_costs(plan):
+    assert_sketched(plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_costs_what_is_sketched(name):
+    assert_sketched(students.Blueprint(name, 100, image_size=zoo.published(name).image_size))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224", "cifar_resnet56"])
+def test_a_sketch_takes_no_second(name):
+    plan = students.Blueprint(name, 100, width=0.5, depth=0.5)
+
+    def seconds():
+        start = time.process_time()
+        sketch(plan)
+        return time.process_time() - start
+
+    assert min(seconds() for _ in range(3)) < 1
 
 
 def test_a_pruned_and_factorised_blueprint_on_meta_costs_what_the_model_costs(trained, context):
