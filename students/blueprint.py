@@ -27,8 +27,8 @@ class Blueprint:
         name: of timm's registry, which holds the CIFAR zoo too, or of torchvision as `tv_<name>`.
         num_classes: number of logits.
         in_chans: channels of an image.
-        image_size: pixels a side; up to 64 it decides how the stem is eased.
-        width, depth: factors on channels and on blocks; each one number, or one a stage (see `students.zoo.stages`).
+        image_size: pixels a side. Up to 64 the stem is eased, a function of the net and this alone: it needs no record.
+        width, depth: factors on channels and on blocks; each one number, or one a stage (see `students.stages`).
         normalize: mean and std of pixels in [0, 1], a value a channel, or one for all.
         edits: what was done to the net since, in order.
         resize: whether images of another size are first resized to `image_size` (bilinear, antialiased).

@@ -308,57 +308,61 @@ class Family:
 
     Attributes:
         scale: the rule.
-        last: the stem is eased until the last map of a small image has this side; None: its patches are made smaller.
+        last: the stem is eased until the last map of a small image has this side.
+        patched: the net takes patches of any size, so small images are cut into smaller ones.
         shared: axes, "width depth", on which all stages share one factor, whatever lists there are.
     """
 
     scale: Rule
-    last: int | None = 4
+    last: int = 4
+    patched: bool = True
     shared: str = ""
 
 
 _cifar = Family(named(multiple=2), last=2)
 FAMILIES = {
-    "ByobNet": Family(own_blocks, last=None),
+    "ByobNet": Family(own_blocks),
     "CifarMobileNetV2": _cifar,
     "CifarResNet": _cifar,
     "CifarShuffleNetV1": Family(concatenating, last=2, shared="width"),
     "CifarShuffleNetV2": _cifar,
     "CifarVGG": _cifar,
     "CifarWideResNet": _cifar,
-    "CoaT": Family(named(fixed="num_heads"), last=None, shared="width"),
-    "ConVit": Family(named(fixed="num_heads"), last=None),
+    "CoaT": Family(named(fixed="num_heads"), shared="width"),
+    "ConVit": Family(named(fixed="num_heads")),
     "ConvNeXt": Family(named()),
-    "DLA": Family(named(multiple=32), last=None),
-    "DPN": Family(named(multiple="groups"), last=None),
+    "DLA": Family(named(multiple=32)),
+    "DPN": Family(named(multiple="groups")),
     "EfficientNet": Family(inverted_residuals),
-    "FastVit": Family(named(), last=None, shared="width"),
-    "GhostNet": Family(ghosts, last=None),
-    "HieraDet": Family(named(fixed="global_att_blocks"), last=None, shared="depth"),
-    "HighPerfGpuNet": Family(listed_stages, last=None, shared="width depth"),
-    "HighResolutionNet": Family(named(fixed="num_channels num_modules stem_width"), last=None),
-    "IFormer": Family(attending, last=None),
-    "LCNetV2": Family(named(scale="width"), last=None),
-    "MaxxVit": Family(named(multiple=32), last=None),
-    "MobileNetV3": Family(inverted_residuals, last=None),
-    "MobileNetV5": Family(inverted_residuals, last=None),
-    "NASNetALarge": Family(named(multiple=96), last=None),
-    "NextViT": Family(by_fives, last=None),
-    "PoolingVisionTransformer": Family(named(fixed="heads"), last=None, shared="width"),
-    "RegNet": Family(quantized_linear, last=None),
-    "RepGhostNet": Family(ghosts, last=None),
+    "FastVit": Family(named(), shared="width"),
+    "GhostNet": Family(ghosts),
+    "HieraDet": Family(named(fixed="global_att_blocks"), shared="depth"),
+    "HighPerfGpuNet": Family(listed_stages, shared="width depth"),
+    "HighResolutionNet": Family(named(fixed="num_channels num_modules stem_width")),
+    "IFormer": Family(attending),
+    "LCNetV2": Family(named(scale="width")),
+    "MaxxVit": Family(named(multiple=32)),
+    "MobileNetV3": Family(inverted_residuals),
+    "MobileNetV5": Family(inverted_residuals),
+    "NASNetALarge": Family(named(multiple=96)),
+    "NextViT": Family(by_fives),
+    "PoolingVisionTransformer": Family(named(fixed="heads"), shared="width"),
+    "RegNet": Family(quantized_linear),
+    "RepGhostNet": Family(ghosts),
     "ResNet": Family(named()),
-    "SelecSls": Family(named(fixed="num_features"), last=None),
-    "VGG": Family(plain, last=None, shared="width depth"),
-    "VovNet": Family(aggregated, last=None),
-    "VOLO": Family(named(), last=None, shared="width"),
-    "VisionTransformer": Family(transformer, last=None),
-    "VisionTransformerDistilled": Family(transformer, last=None),
-    "XceptionAligned": Family(rows, last=None, shared="width depth"),
+    "SelecSls": Family(named(fixed="num_features")),
+    "VGG": Family(plain, shared="width depth"),
+    "Visformer": Family(named(), patched=False),
+    "VOLO": Family(named(), shared="width"),
+    "VovNet": Family(aggregated),
+    "VisionTransformer": Family(transformer),
+    "VisionTransformerDistilled": Family(transformer),
+    "XceptionAligned": Family(rows, shared="width depth"),
+    "Xcit": Family(named(), patched=False),
 }
 """By the name of the model's class."""
 
-OTHERS = Family(named(), last=None)
+OTHERS = Family(named())
 """The rule of a class that is not in the table."""
 
 

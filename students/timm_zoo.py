@@ -21,7 +21,7 @@ from kd.errors import InputError
 from students.reshaping import DEPTHS, WIDTHS, reshape
 from students.scaling import FAMILIES, OTHERS, Arguments, Factors, not_scaled
 from students.stages import lengths, scale
-from students.stem import ease, patches
+from students.stem import SMALL, ease, patched
 
 Build = Callable[..., nn.Module]
 
@@ -51,14 +51,14 @@ def build(
     if pretrained and not facts.has_weights:
         raise InputError("student.name", name, "there are no published weights of it")
     arguments: Arguments = {"num_classes": num_classes, "in_chans": in_chans}
-    if facts.fixed_input_size:
-        arguments["img_size"] = image_size
+    bound = facts.input_size[-1] if facts.fixed_input_size else None
 
     def adjusted(net: type[nn.Module], variant: str, weights: bool, **given: Any) -> nn.Module:
         full = _defaults(net) | given
-        if "img_size" in arguments and isinstance(full.get("patch_size"), int):
-            given["patch_size"] = patches(full["patch_size"], image_size)
-        rule = FAMILIES.get(net.__name__, OTHERS).scale
+        family = FAMILIES.get(net.__name__, OTHERS)
+        rule = family.scale
+        if family.patched and image_size <= SMALL:
+            given |= patched(full, image_size)
         for wide, deep, built in ((width, 1.0, WIDTHS), (1.0, depth, DEPTHS)):
             if (wide, deep) == (1, 1) or net.__name__ in built:
                 continue
@@ -70,12 +70,19 @@ def build(
 
     architecture, _, tag = name.partition(".")
     entrypoint = _between(timm.model_entrypoint(architecture), adjusted)
-    net = entrypoint(pretrained=pretrained, pretrained_cfg=tag or None, **arguments)
-    reshape(net, in_chans, width, depth)
-    family = FAMILIES.get(type(net).__name__, OTHERS)
-    if family.last is not None:
-        ease(net, in_chans, image_size, family.last)
-    return net
+
+    def made(size: int, weights: bool = pretrained) -> nn.Module:
+        sized = {"img_size": size} if bound else {}
+        net = entrypoint(pretrained=weights, pretrained_cfg=tag or None, **arguments, **sized)
+        reshape(net, in_chans, width, depth)
+        return net
+
+    if image_size > SMALL:
+        return made(image_size)
+    with torch.device("meta"):  # nothing is computed
+        sketch = made(bound or image_size, weights=False)
+    last = FAMILIES.get(type(sketch).__name__, OTHERS).last
+    return ease(made, sketch, in_chans, image_size, last, bound)
 
 
 @cache

@@ -45,6 +45,9 @@ def test_eases_no_more_than_it_must() -> None:
     assert reductions("resnet18", 32) == [1, 1, 2, 4, 8]
     assert reductions("convnext_atto", 64) == [2, 4, 8, 16]
     assert reductions("convnext_atto", 32) == [1, 2, 4, 8]
+    assert reductions("levit_128s", 32) == [2, 4, 8]  # bound to its image size, as the next ones are
+    assert reductions("swin_tiny_patch4_window7_224", 32) == [1, 2, 4, 8]
+    assert reductions("vit_tiny_r_s16_p8_224", 64) == [16] * 12
     assert reductions("cifar_vgg8", 32) == [1, 2, 4, 8, 8]
     assert reductions("cifar_vgg8", 8) == [1, 1, 2, 4, 4]
 
