@@ -63,7 +63,8 @@ def net(
     weights = ("student.name", name, "its weights cannot be had")
     with _told(*(weights if pretrained else size)):
         if _of_torchvision(name):
-            assert not isinstance(width, tuple) and not isinstance(depth, tuple)
+            assert not isinstance(width, tuple)  # one number was seen to
+            assert not isinstance(depth, tuple)
             made = torchvision_zoo.build(name, num_classes, in_chans, width, depth, pretrained)
         else:
             made = timm_zoo.build(name, num_classes, in_chans, image_size, width, depth, pretrained)
