@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FixedTrial
 
@@ -66,7 +67,13 @@ def find(
 ) -> Outcome:
     """The step: leaves the study, trials.json and the chosen blueprint.json."""
     result = run_study(space, data, teacher, replace(config, seed=seed), folder, objective, _source(inherit, teacher))
-    details = {"goals": config.goals, "trials": result.trials, "front": result.front, "chosen": result.chosen}
+    details: dict[str, Any] = {
+        "goals": config.goals,
+        "trials": result.trials,
+        "front": result.front,
+        "chosen": result.chosen,
+        "rank_correlation": result.rank_correlation(),
+    }
 
     def write() -> None:
         atomic_write(folder / "trials.json", json.dumps(details, indent=1))
@@ -78,6 +85,10 @@ def find(
     best = result.blueprint
     note = f"{len(trained)} students were trained for {epochs} epochs in all, in {seconds:.0f} s; the chosen one: "
     note += f"{best.name} at width {_told(best.width)} and depth {_told(best.depth)}."
+    if config.zero_cost:
+        told = {name: ranks["spearman"] for name, ranks in details["rank_correlation"].items()}
+        ranks = ", ".join(f"{name} {'–' if rank is None else f'{rank:.2f}'}" for name, rank in told.items())
+        note += f" Rank correlation (Spearman) with what was trained: {ranks}."
     return Outcome("search", notes=(note,), details=details)
 
 

@@ -9,6 +9,7 @@ from kd.fit import Fit
 from search.budget import Budget
 from search.pareto import ACCURATE_AND_LIGHT, GOALS
 from search.samplers import SAMPLERS
+from search.zero_cost import SCORES
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SearchConfig:
         startup: random candidates before a sampler learns from what is finished; the population of "nsga2", "nsga3".
         rungs: epochs at which a candidate is stopped unless it is among the better; see `search.rungs`.
         reduction: the better 1/`reduction` go on.
-        zero_cost: names of scores of the untrained candidate to note: see `search.zero_cost.SCORES`.
+        zero_cost: scores of the untrained candidate to note, of `search.zero_cost.SCORES`.
         retries: how often a candidate is tried again whose process died.
         storage: URL of a data base for the study, for a cluster; None: a file in the folder. The folder itself must be
             shared by all processes either way.
@@ -63,6 +64,8 @@ class SearchConfig:
             raise InputError("search.sampler", self.sampler, f"unknown; known: {', '.join(SAMPLERS)}")
         if not self.goals or set(self.goals) - set(GOALS) or len(set(self.goals)) < len(self.goals):
             raise InputError("search.goals", list(self.goals), f"must be different ones of {', '.join(GOALS)}")
+        if set(self.zero_cost) - set(SCORES):
+            raise InputError("search.zero_cost", list(self.zero_cost), f"must be of {', '.join(SCORES)}")
         if not 1 < self.reduction < float("inf"):
             raise InputError("search.reduction", self.reduction, "must be above 1")
         if any(not 0 < rung < self.fit.epochs for rung in self.rungs) or sorted(set(self.rungs)) != list(self.rungs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from kd.processes import processes
 from kd.regimes import Offline
 from search.samplers import derived
 from search.space import Candidate
+from search.zero_cost import SCORES
 from students import Blueprint
 from teachers import AnyTeacher
 
 DEPLOYED = {"file_bytes", "latency_ms"}
+_SCORED = 64  # training images that zero-cost scores see
 Figures = dict[str, Any]
 
 
@@ -41,6 +44,7 @@ class Task:
         fit: the short training.
         seed: that of a candidate's weights is a function of it and of the candidate.
         source: a larger net of the same family, whose weights a candidate starts from; None: random ones.
+        zero_cost: scores of the untrained candidate to note.
     """
 
     data: Data
@@ -49,6 +53,7 @@ class Task:
     fit: Fit
     seed: int
     source: students.Classifier | None = None
+    zero_cost: tuple[str, ...] = ()
 
     def sketch(self, candidate: Candidate) -> Figures:
         """blueprint, params, macs, and two keys: `net`, of the network, and `key`, of all that is done with it.
@@ -85,8 +90,8 @@ class Task:
         label: str,
         stop: Callable[[History], bool] | None,
     ) -> Figures:
-        """A short distillation, or the rest of it: top1 on validation, epochs, seconds, and where there are stages the
-        costs of what comes out of them. Leaves the artefact in `folder`, where it resumes."""
+        """A short distillation, or the rest of it: top1 on validation, epochs, seconds, the zero-cost scores, and where
+        there are stages the costs of what comes out of them. Leaves the artefact in `folder`, where it resumes."""
         if candidate.stages and several():
             raise InputError("num_processes", processes().num_processes, "candidates with stages take one process each")
         seed = derived(self.seed, key)
@@ -96,9 +101,11 @@ class Task:
             student = candidate.blueprint.build()
             if self.source is not None:
                 students.inherit(student, self.source, "space.inherit")
+            scores = self._scores(student)
             regime = Offline(student, self.teacher, objective())
         history = fit(regime, self.data, replace(self.fit, seed=seed), folder, label=label, stop=stop)
-        found: Figures = {"top1": history.best_top1, "seconds": history.seconds, "epochs": len(history.epochs)}
+        found: Figures = {"top1": history.best_top1, "epochs": len(history.epochs), "seconds": history.seconds}
+        found |= {"zero_cost": scores, "stopped": history.stopped}
         trained = students.adopt(regime.deploy(history.best_name)).eval()
         artefact: Artefact = trained
         if candidate.stages and not history.stopped:
@@ -108,7 +115,13 @@ class Task:
             found |= self._of_artefact(artefact, figures)
         if processes().is_main_process:
             compress.save_artefact(artefact, folder)
-        return found | {"stopped": history.stopped}
+        return found
+
+    def _scores(self, student: students.Classifier) -> dict[str, float | None]:
+        """None where a score is not finite."""
+        view = self.data.view(torch.arange(min(_SCORED, len(self.data.train))), 0)
+        found = {name: SCORES[name](student, view, self.teacher) for name in self.zero_cost}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
     def _of_artefact(self, artefact: Artefact, figures: set[str]) -> Figures:
         cost = asdict(compress.measure(artefact, self.data.facts.image_shape))

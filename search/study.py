@@ -9,6 +9,7 @@ sees it first marks it failed and puts it back, and whoever takes that up goes o
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from search.rungs import goes_on
 from search.samplers import QUESTION, Seeded, question
 from search.space import Candidate, Space
 from search.storage import Direction, Lease, open_study, turn
+from search.zero_cost import rank_correlation
 from students import Blueprint, Classifier
 from teachers import AnyTeacher, Cached, Ensemble, Teacher
 
@@ -54,8 +56,8 @@ class Result:
         trials: a dict for each finished trial: number, suggested (what the space drew), state ("trained", "stopped" at
             a rung, "repeated": what an earlier trial was, "infeasible": beyond the budget, "refused": cannot be built
             or trained, "diverged"), blueprint, width, depth, params, macs, where asked for file_bytes and latency_ms,
-            top1 on validation in percent, epochs and seconds (None where not trained), rungs (top1 by epoch), and the
-            keys net (of the network) and key (of all that was done with it).
+            top1 on validation in percent, epochs and seconds (None where not trained), rungs (top1 by epoch), zero_cost
+            (scores by name) and the keys net (of the network) and key (of all that was done with it).
         front: those trained trials that no other dominates, by rising cost.
         chosen: the one of them to go on with.
     """
@@ -63,6 +65,17 @@ class Result:
     trials: list[Record]
     front: list[Point]
     chosen: Point
+
+    def rank_correlation(self) -> dict[str, dict[str, float | None]]:
+        """Spearman's and Kendall's, of each zero-cost score, of params and of MACs with the top1 of those that were
+        trained to the end; None where there is none."""
+        points = [trial for trial in self.trials if trial["state"] == "trained"]
+        told = {name: [point[name] for point in points] for name in ("params", "macs")}
+        told |= {name: [p["zero_cost"][name] for p in points] for name in points[0]["zero_cost"]}
+        top1 = [point["top1"] for point in points]
+        numbers = {name: [math.nan if value is None else value for value in values] for name, values in told.items()}
+        found = {name: rank_correlation(values, top1)._asdict() for name, values in numbers.items()}
+        return {name: {k: None if math.isnan(v) else v for k, v in ranks.items()} for name, ranks in found.items()}
 
     @property
     def blueprint(self) -> Blueprint:
@@ -91,7 +104,7 @@ def run(
 
     Raises InputError where the folder holds another search, or no candidate keeps the budget.
     """
-    task = Task(data, teacher, objective, config.fit, config.seed, source)
+    task = Task(data, teacher, objective, config.fit, config.seed, source, config.zero_cost)
     return _Worker(space, task, config, folder).work()
 
 

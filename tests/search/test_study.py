@@ -11,6 +11,7 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import BaseTrial
+from scipy.stats import spearmanr
 
 import kd.data
 import students
@@ -388,6 +389,7 @@ def test_another_config_data_or_teacher_in_the_folder_are_refused(
         ("rungs", {"rungs": (3,)}),
         ("reduction", {"reduction": 1.0}),
         ("retries", {"retries": -1}),
+        ("zero_cost", {"zero_cost": ("horoscope",)}),
         ("epochs", {"epochs": 0}),
     ],
 )
@@ -436,6 +438,22 @@ def test_a_compressed_candidate_is_scored_as_what_comes_out(
 def read(folder: Path) -> optuna.Study:
     backend = JournalFileBackend(str(folder / FILE))
     return optuna.load_study(study_name="search", storage=JournalStorage(backend))
+
+
+def test_zero_cost_scores_are_noted_and_ranked_beside_plain_size(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    fake()  # where params decide
+    config = replace(CONFIG, trials=5, zero_cost=("synflow", "naswot", "diswot"), sampler="random")
+    result = run(SPACE, data, teacher, config, tmp_path, objective)
+    trained = [trial for trial in result.trials if trial["state"] == "trained"]
+    assert all(trial["zero_cost"].keys() == {"synflow", "naswot", "diswot"} for trial in trained)
+    found = result.rank_correlation()
+    assert found.keys() == {"params", "macs", "synflow", "naswot", "diswot"}
+    assert found["params"] == {"spearman": pytest.approx(1), "kendall": pytest.approx(1)}
+    by_flow = sorted(trained, key=lambda trial: trial["zero_cost"]["synflow"])
+    expected = spearmanr(range(5), [trial["top1"] for trial in by_flow]).statistic
+    assert found["synflow"]["spearman"] == pytest.approx(expected)
 
 
 def test_a_real_search_on_few_digits(data: kd.data.Data, teacher: Teacher, tmp_path: Path) -> None:
