@@ -21,6 +21,7 @@ import students
 import teachers
 from experiments import cli, train_teacher
 from experiments.config import StudentConfig, TeacherConfig, blueprint
+from experiments.render.figures import spread
 from experiments.steps import Outcome, Run, in_main_process
 from kd.batch import Needs
 from kd.checkpoint import atomic_write
@@ -137,16 +138,9 @@ def _row(name: str, said: list[dict[str, Any]], seconds: list[float], teacher: d
     }
 
 
-def _spread(values: list[float]) -> str:
-    if not values:
-        return "–"
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
-
-
 def _cells(row: dict[str, Any]) -> list[str]:
     cost = "–" if not row["seconds_ratio"] else f"{row['seconds_ratio']:.2f}×"
-    values = [_spread(row[column]) for column in ("top1_val", "top1_test", "agreement")]
+    values = [spread(row[column]) for column in ("top1_val", "top1_test", "agreement")]
     name = f"{row['name']} ({row['diverged']} diverged)" if row.get("diverged") else row["name"]
     return [name, *values, f"{row['seconds']:.0f}", cost]
 

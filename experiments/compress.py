@@ -6,6 +6,7 @@ Example: python -m experiments.compress --out runs/small --model runs/distill/st
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,9 +52,9 @@ class CompressConfig:
     fit: Fit = Fit()
 
 
-def name(number: int, stage: Stage) -> str:
+def name(number: int, stage: Stage, under: str = "") -> str:
     """The folder of a stage: stages/01-prune."""
-    return f"stages/{number:02d}-{type(stage).__name__.lower()}"
+    return f"{under}stages/{number:02d}-{type(stage).__name__.lower()}"
 
 
 def apply(stage: Stage, before: Path, context: Context) -> Outcome:
@@ -66,8 +67,11 @@ def apply(stage: Stage, before: Path, context: Context) -> Outcome:
     return Outcome(type(stage).__name__.lower(), notes=report.notes, details=details, curve=curve)
 
 
-def compress(stages: list[Stage], start: Path, run: Run, context: Context) -> None:
-    """All stages as steps of `run`, from the model folder `start`, to which their targets are relative."""
+def compress(stages: Sequence[Stage], start: Path, run: Run, context: Context, under: str = "") -> Path:
+    """All stages as steps of `run`, from the model folder `start`, to which their targets are relative.
+
+    Returns the folder of the last artefact; `under` begins the names of the steps.
+    """
     context = replace(context, fit=replace(context.fit, seed=context.seed), reference=students.load(start))
     before = start
     for number, stage in enumerate(stages, 1):
@@ -75,7 +79,8 @@ def compress(stages: list[Stage], start: Path, run: Run, context: Context) -> No
         def work(folder: Path, stage: Stage = stage, before: Path = before) -> Outcome:
             return apply(stage, before, replace(context, folder=folder))
 
-        before = run.step(name(number, stage), work)
+        before = run.step(name(number, stage, under), work)
+    return before
 
 
 def keep(model: students.Classifier, folder: Path) -> Outcome:

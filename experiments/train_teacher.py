@@ -86,6 +86,11 @@ def open_teacher(config: TeacherConfig, folder: Path) -> teachers.Teacher | teac
 def guide(config: TeacherConfig, data: Data, run: Run, seed: int, needs: Needs) -> teachers.AnyTeacher:
     """The step, and what students learn from: where draws are bounded, answers are stored and asked for once."""
     folder = run.step("teacher", lambda folder: obtain(config, data, folder, seed))
+    return answering(config, data, folder, needs)
+
+
+def answering(config: TeacherConfig, data: Data, folder: Path, needs: Needs) -> teachers.AnyTeacher:
+    """What students learn from the teacher that `obtain` left in `folder`, where its answers are stored too."""
     teacher = open_teacher(config, folder)
     if data.augment.views is None or needs.maps:  # maps are too large to store
         return teacher

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from kd.checkpoint import atomic_write
 from kd.errors import InputError
 
-FILE = "journal.log"
+FILE, NAME = "journal.log", "study.txt"
 Direction = Literal["maximize", "minimize"]
 
 
@@ -49,9 +49,24 @@ def open_study(
     return study
 
 
+def read_study(folder: Path, url: str | None = None) -> optuna.Study:
+    """The study that `open_study` began, to look at, also while it goes on: nothing is written.
+
+    Raises InputError where there is none.
+    """
+    kept = folder / (FILE if url is None else NAME)
+    if not kept.exists():
+        raise InputError("search", str(folder), "holds no study")
+    storage = JournalStorage(JournalFileBackend(str(kept))) if url is None else _storage(folder, url)
+    try:
+        return optuna.load_study(study_name="search" if url is None else kept.read_text(), storage=storage)
+    except KeyError as error:
+        raise InputError("search", str(folder), "holds no study") from error
+
+
 def _name(folder: Path) -> str:
     """Of the study in a data base that holds others too; the folder may be moved."""
-    path = folder / "study.txt"
+    path = folder / NAME
     if not path.exists():
         atomic_write(path, f"search-{uuid.uuid4().hex}")
     return path.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from functools import wraps
 
@@ -73,3 +74,11 @@ def duration(value: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def spread(values: Sequence[float]) -> str:
+    """97.41 ± 1.34: mean and standard deviation of a sample; the mean alone of one value."""
+    if not values:
+        return MISSING
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"

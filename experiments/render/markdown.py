@@ -37,16 +37,16 @@ def _blocks(report: Report) -> Iterator[str]:
     yield "## How it was made"
     yield _escape(words.about_data(report))
     yield _code(report["command"])
-    yield _table(("", ""), words.about_environment(report))
+    yield table(("", ""), words.about_environment(report))
 
 
 def _rows(report: Report, *groups: Group) -> str:
     columns = [column for group in groups for column in group.columns]
     cells = [(row["name"], *(column.cell(row) for column in columns)) for row in report["rows"]]
-    return _table(("step", *(column.heading for column in columns)), cells, numbers=True)
+    return table(("step", *(column.heading for column in columns)), cells, numbers=True)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
     """The first column to the left, numbers to the right."""
     rule = [":--", *(["--:" if numbers else ":--"] * (len(head) - 1))]
     lines = [map(_escape, head), rule, *(map(_escape, row) for row in rows)]

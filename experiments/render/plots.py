@@ -1,15 +1,17 @@
-"""The two plots: what the search found, and how training went. PNG, readable at the width of a phone."""
+"""What a search found and what it is worth, how training went. PNG, readable at the width of a phone."""
 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.render.words import Report
 
 if TYPE_CHECKING:
+    import optuna
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -102,7 +104,7 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> bytes:
     from matplotlib.figure import Figure
 
     teacher, *others = rows
-    figure = Figure(figsize=(5.2, 1.2 + 0.3 * len(others)), dpi=220, layout="constrained")
+    figure = Figure(figsize=(5.2, 1.2 + 0.3 * len(others)), layout="constrained")
     axes = figure.subplots()
     ordered = sorted((row for row in others if row["top1_test"]), key=lambda row: fmean(row["top1_test"]))
     for place, row in enumerate(ordered):
@@ -114,6 +116,95 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> bytes:
     _dress(axes, "top-1 on test, %", "")
     _legend(figure, axes)
     return _png(figure)
+
+
+COSTS = {
+    "params": ("parameters, thousands", 1e3),
+    "macs": ("MACs for one image, millions", 1e6),
+    "file_bytes": ("file, kB", 1e3),
+    "latency_ms": ("milliseconds for one image", 1.0),
+}
+
+
+def retrained(front: Mapping[str, Any]) -> bytes:
+    """A search's trials and its front, and what full training made of it, the mean over seeds, as PNG."""
+    figure = _figure()
+    axes = figure.subplots()
+    _across(axes)
+    label, unit = COSTS[front["cost"]]
+
+    def places(points: Iterable[Point]) -> tuple[list[float], list[float]]:
+        shown = sorted((point for point in points if point["top1"] is not None), key=lambda point: point[front["cost"]])
+        return [point[front["cost"]] / unit for point in shown], [point["top1"] for point in shown]
+
+    axes.scatter(*places(front["trials"]), s=26, color=GREY, label="trial")
+    axes.plot(*places(front["front"]), color=BLUE, marker="o", markersize=6, drawstyle="steps-post", label="front")
+    for split, color, marker in (("val", GREEN, "s"), ("test", ORANGE, "^")):
+        at = [
+            (_cost(row, front["cost"]) / unit, fmean(row[f"top1_{split}"]), _deviation(row[f"top1_{split}"]))
+            for row in front["rows"]
+        ]
+        if at:
+            x, mean, deviation = zip(*at, strict=True)
+            style = {"fmt": marker, "markersize": 5, "capsize": 3, "linewidth": 1.2}
+            axes.errorbar(x, mean, deviation, color=color, label=f"retrained, {split}", **style)
+    teacher = front["teacher"]
+    axes.scatter(
+        _cost(teacher, front["cost"]) / unit, teacher["top1_val"], s=70, marker="*", color=INK, label="teacher, val"
+    )
+    _dress(axes, label, "top-1, %")
+    _legend(figure, axes)
+    return _png(figure)
+
+
+def volume(front: Mapping[str, Any]) -> bytes:
+    """What the finished trials dominate, as it grew, and what full training made of it, as PNG."""
+    figure = _figure()
+    axes = figure.subplots()
+    shares = front["hypervolume"]
+    numbers, grown = zip(*shares["by_trial"], strict=True)
+    axes.plot(numbers, grown, color=BLUE, marker="o", markersize=4, drawstyle="steps-post", label="trials")
+    for split, color, line in (("val", GREEN, "--"), ("test", ORANGE, ":")):
+        if shares[split]:
+            axes.axhline(fmean(shares[split]), color=color, linestyle=line, label=f"retrained, {split}")
+    _dress(axes, "trial", "hypervolume, % of the box")
+    _legend(figure, axes)
+    return _png(figure)
+
+
+def importances(shares: Mapping[str, float]) -> bytes:
+    """The share of accuracy's variance that each parameter explains, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 1.2 + 0.4 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    ordered = sorted(shares.items(), key=lambda pair: pair[1])
+    axes.barh([_literal(name) for name, _ in ordered], [100 * share for _, share in ordered], color=BLUE)
+    _dress(axes, "share of the variance of top-1 that it explains, %", "")
+    return _png(figure)
+
+
+def contour(study: optuna.Study, parameters: Sequence[str]) -> bytes:
+    """Accuracy over two parameters of a study of that alone, as PNG."""
+    import matplotlib
+    from optuna.visualization.matplotlib import plot_contour
+
+    style = {"backend": "agg", "figure.figsize": (5.2, 4.8), "figure.constrained_layout.use": True}
+    with matplotlib.rc_context(style), warnings.catch_warnings(action="ignore"):  # it draws with pyplot
+        axes = plot_contour(study, list(parameters), target_name="top-1 on validation, %")
+        axes.set_title("")
+        _dress(axes, _literal(axes.get_xlabel()), _literal(axes.get_ylabel()))  # in an order of its own
+        png = _png(axes.figure)
+        matplotlib.pyplot.close(axes.figure)
+    return png
+
+
+def _cost(row: Point, name: str) -> float:
+    return row["latency_ms"]["batch1"] if name == "latency_ms" else row[name]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def _top1(point: Point) -> Any:
@@ -140,7 +231,7 @@ def _figure() -> Figure:
     """As small as a phone needs it; without pyplot, so there is no global state and no display."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(5.2, 4.8), dpi=220, layout="constrained")
+    return Figure(figsize=(5.2, 4.8), layout="constrained")
 
 
 def _across(axes: Axes) -> None:
@@ -171,5 +262,5 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
+    figure.savefig(buffer, format="png", dpi=220, facecolor="white")
     return buffer.getvalue()
