@@ -38,3 +38,10 @@ def test_numbers_have_three_digits_and_a_unit(form, value, text):
 )
 def test_what_is_unknown_is_a_dash(form):
     assert form(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([], "–"), ([97.0], "97.00"), ([96.0, 98.0], "97.00 ± 1.41"), ([1, 2, 3], "2.00 ± 1.00")]
+)
+def test_several_values_are_a_mean_and_a_deviation(values, text):
+    assert figures.spread(values) == text
