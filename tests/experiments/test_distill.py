@@ -70,7 +70,7 @@ def test_help_and_configuration_are_printed_and_write_nothing(command, tmp_path)
     for name in ("pipeline", "train_teacher", "search", "distill", "compress", "evaluate", "report"):
         shown = command(name, "--help", check=True).stdout
         assert "Example:" in shown
-    for name in ("search", "distill", "compress", "compare_methods"):  # one recipe serves them all
+    for name in ("search", "distill", "compress", "compare_methods", "compare_searches"):  # one recipe serves them all
         given = ("--model", "some/folder") if name == "compress" else ()
         recipe = RECIPES / "cifar10.yaml"
         printed = yaml.safe_load(command(name, "--config", recipe, *given, "--print_config", check=True).stdout)
