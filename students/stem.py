@@ -34,7 +34,9 @@ def patched(arguments: dict[str, Any], image_size: int) -> dict[str, Any]:
     size = arguments.get("patch_size") or getattr(arguments.get("cfg"), "patch_size", None)  # which NaFlexViT has
     sizes = arguments.get("patch_sizes")
     if isinstance(size, int) and size > 4:
-        return {"patch_size": patches(size, image_size)}
+        stride = arguments.get("stride")  # where patches overlap
+        fitting = patches(stride or size, image_size)
+        return {"patch_size": fitting} | ({"stride": fitting} if stride else {})
     return {"patch_sizes": (patches(sizes[0], image_size), *sizes[1:])} if sizes else {}
 
 
@@ -95,7 +97,8 @@ def _look(sketch: Any, channels: int, size: int) -> tuple[list[int], list[tuple[
         _, maps = sketch.forward_intermediates(torch.zeros(1, channels, size, size, device="meta"))
     groups = []
     for side in sorted(names, reverse=True):
-        halvings = min(_stride(sketch.get_submodule(name)) for name in names[side]).bit_length() - 1
+        stride = math.gcd(*(_stride(sketch.get_submodule(name)) for name in names[side]))
+        halvings = (stride & -stride).bit_length() - 1  # of an odd stride none
         groups += [(side, names[side])] * halvings
     return [each.shape[-1] for each in maps], groups
 
