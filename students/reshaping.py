@@ -22,6 +22,7 @@ WIDTHS: dict[str, int | Fraction] = {
     "InceptionResnetV2": Fraction(1, 32),
     "InceptionV3": 8,
     "InceptionV4": 8,
+    "NextViT": Fraction(1, 16),
     "PNASNet5Large": Fraction(1, 27),
     "SENet": 8,
     "SelecSls": 8,
@@ -81,13 +82,17 @@ def narrow(net: nn.Module, x: Tensor, width: float, multiple: int | Fraction, cl
             layer.in_features = channels
             layer.out_features = layer.out_features if layer is classifier else scale(layer.out_features)
             _draw(layer, (layer.out_features, channels))
+        elif hasattr(layer, "head_dim"):
+            layer.head_dim = inputs[0].shape[-1] // layer.num_heads
+            layer.scale = layer.head_dim**-0.5
         else:
             layer.num_features = channels
             for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
                 if value.dim():
                     _set(layer, name, value[:1].repeat(channels))
 
-    layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d)]
+    kinds = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
+    layers = [m for m in net.modules() if isinstance(m, kinds) or hasattr(m, "head_dim")]
     handles = [layer.register_forward_pre_hook(fit) for layer in layers]
     with inference(net):
         net(x)

@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass, replace
+from fractions import Fraction
 from functools import partial
 from itertools import accumulate, groupby, pairwise
 from typing import Any
@@ -147,6 +148,36 @@ def _inside(value: Any, rule: Callable[[Arguments], Arguments]) -> Any:
     return replace(value, **rule(vars(value))) if _holds_records(value) else value
 
 
+def grouped_by_channel(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """FastViT: a stage has a multiple of the channels before it, which are the groups of a convolution between them."""
+    first, dims = arguments["embed_dims"][0], arguments["embed_dims"]
+    wider = type(dims)(scaled(first, width, 8) * (dim // first) for dim in dims) if width != 1 else dims
+    return named()(arguments, width, depth) | {"embed_dims": wider}
+
+
+def cascading(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """EfficientViT of MSRA: every head has a kernel of its own."""
+    changed = named()(arguments, width, depth)
+    heads, kernels = max((arguments | changed)["num_heads"]), arguments["kernels"]
+    return changed | {"kernels": repeated(kernels, max(heads, len(kernels)))}
+
+
+def expanding(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """EfficientFormerV2: every block of a late stage has an expansion of its own."""
+    changed = named()(arguments, width, depth)
+    stages = zip(arguments["mlp_ratios"], (arguments | changed)["depths"], strict=True)
+    ratios = (repeated(ratio, max(n, len(ratio))) if isinstance(ratio, tuple) else ratio for ratio, n in stages)
+    return changed | {"mlp_ratios": tuple(ratios)}
+
+
+def looking_far(arguments: Arguments, width: float, depth: float) -> Arguments:
+    """Hiera of SAM 2: some blocks see the whole image, as far along the net as before, but none that begins a stage."""
+    changed = named()(arguments, width, depth)
+    full = arguments | changed
+    beginnings = {*accumulate(full["stages"])}
+    return changed | {"global_att_blocks": tuple(n for n in full["global_att_blocks"] if n not in beginnings)}
+
+
 def concatenating(arguments: Arguments, width: float, depth: float) -> Arguments:
     """Nets that put the input of a stage beside its output: what a stage adds is scaled, so that it adds something."""
     added = (after - before for before, after in pairwise((0, *arguments["channels"])))
@@ -183,27 +214,18 @@ def repeated(stage: Any, count: int, period: int = 1) -> Any:
 
 
 def own_blocks(arguments: Arguments, width: float, depth: float) -> Arguments:
-    """Nets of blocks that they bring: a stage is a block and a number, or a list of single blocks, by twos if even.
-
-    Their factor on all channels is moved into these, so that a stage can have its own; not where a stage begins with
-    the channels of the one before it.
-    """
-    changed = named(blocks="d")(arguments, width, depth)
+    """Nets of blocks that they bring: a stage is a block and a number, or a list of single blocks, by twos if even."""
+    changed = named(blocks="d", fixed="width_factor")(arguments, width, depth)
     config: Any = changed.get("model_cfg", arguments["model_cfg"])
-    config = replace(config, blocks=type(config.blocks)(_fewer(stage, depth) for stage in config.blocks))
-    lists = (stage for stage in config.blocks if isinstance(stage, list | tuple))
-    if all(len({block.c for block in stage}) == 1 for stage in lists):
-        factor = config.width_factor
-        blocks = _inside(config.blocks, lambda block: {"c": block["c"] * factor})
-        stem, last = _times(config.stem_chs, factor), _times(config.num_features, factor)
-        config = replace(config, blocks=blocks, stem_chs=stem, num_features=last, width_factor=1.0)
-    return {"model_cfg": config}
+    blocks = type(config.blocks)(_fewer(_inside(stage, partial(_grouped, width)), depth) for stage in config.blocks)
+    return {"model_cfg": replace(config, blocks=blocks)}
 
 
-def _times(channels: Any, factor: float) -> Any:
-    if isinstance(channels, list | tuple):
-        return type(channels)(count * factor for count in channels)
-    return channels and channels * factor
+def _grouped(width: float, block: Arguments) -> Arguments:
+    """The channels of a block, of which its groups take as many as before."""
+    group = block["gs"] if isinstance(block["gs"], int) else 0
+    least = (Fraction(group) / Fraction(block["br"]).limit_denominator(64)).numerator
+    return {"c": scaled(block["c"], width, math.lcm(8, least or 1))}
 
 
 def _fewer(stage: Any, depth: float) -> Any:
@@ -231,17 +253,21 @@ def plain(arguments: Arguments, width: float, depth: float) -> Arguments:
 def quantized_linear(arguments: Arguments, width: float, depth: float) -> Arguments:
     """RegNet: widths grow on a line that is cut into stages. A shorter line is steeper, so that it ends as wide.
 
-    Where it would lose a stage it is as short as it may be. Radosavovic et al., Designing network design spaces, 2020.
+    Where it would lose a stage it is as short as it may be, and rises as the first width does. Radosavovic et al.,
+    Designing network design spaces, 2020.
     """
     from timm.models.regnet import generate_regnet
 
     config = arguments["model_cfg"]
     w0, group_size = scaled(config.w0, width, 8), scaled(config.group_size, width, 8)
+    rise = width
 
     def line(length: int) -> tuple[float, int]:
-        slope = config.wa * (config.depth - 1) / max(1, length - 1) * width
+        slope = config.wa * (config.depth - 1) / max(1, length - 1) * rise
         return slope, generate_regnet(slope, w0, config.wm, length, group_size)[1]
 
+    if line(config.depth)[1] != generate_regnet(config.wa, config.w0, config.wm, config.depth, config.group_size)[1]:
+        rise = w0 / config.w0
     count, blocks = line(config.depth)[1], scaled(config.depth, depth)
     while blocks < config.depth and line(blocks)[1] < count:
         blocks += 1
@@ -268,14 +294,15 @@ def nested(blocks: int, layers: int, depth: float) -> tuple[int, int]:
 def aggregated(arguments: Arguments, width: float, depth: float) -> Arguments:
     """VoVNet: as many layers in every block."""
     config = arguments["model_cfg"]
-    _, layers = nested(max(config["block_per_stage"]), config["layer_per_block"], depth)
-    return {"model_cfg": config | named()(config, width, depth) | {"layer_per_block": layers}}
+    blocks = max(config["block_per_stage"])
+    _, layers = nested(blocks, config["layer_per_block"], depth)
+    return {"model_cfg": config | named()(config, width, depth if blocks > 1 else 1) | {"layer_per_block": layers}}
 
 
 def rows(arguments: Arguments, width: float, depth: float) -> Arguments:
-    """Xception: a list of blocks, of which those that follow their like are a stage."""
+    """Xception: a list of blocks, of which those that follow their like are a stage; one without its like is alone."""
     stages = [list(stage) for _, stage in groupby(arguments["block_cfg"])]
-    kept = [block for stage in stages for block in repeated(stage, scaled(len(stage), depth))]
+    kept = [block for stage in stages for block in repeated(stage, scaled(len(stage), depth) if len(stage) > 1 else 1)]
     first, *others = _inside(kept, lambda block: named()(block, width, 1))
     return {"block_cfg": [first | {"in_chs": kept[0]["in_chs"]}, *others]}  # what the stem gives, which is fixed
 
@@ -334,9 +361,11 @@ FAMILIES = {
     "DLA": Family(named(multiple=32)),
     "DPN": Family(named(multiple="groups")),
     "EfficientNet": Family(inverted_residuals),
-    "FastVit": Family(named(), shared="width"),
+    "EfficientFormerV2": Family(expanding),
+    "EfficientVitMsra": Family(cascading),
+    "FastVit": Family(grouped_by_channel, shared="width"),
     "GhostNet": Family(ghosts),
-    "HieraDet": Family(named(fixed="global_att_blocks"), shared="depth"),
+    "HieraDet": Family(looking_far, shared="depth"),
     "HighPerfGpuNet": Family(listed_stages, shared="width depth"),
     "HighResolutionNet": Family(named(fixed="num_channels num_modules stem_width")),
     "IFormer": Family(attending),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from kd.errors import InputError
 from kd.evaluate import inference
 from students import timm_zoo, torchvision_zoo
-from students.scaling import Factors
+from students.scaling import Factors, not_scaled
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,37 @@ def net(
     _expect_stages(name, "depth", depth)
     if pretrained and (width, depth) != (1, 1):
         raise InputError("student.pretrained", "true", "published weights fit width 1 and depth 1 only")
-    at = "" if (width, depth) == (1, 1) else f" at width {width} and depth {depth}"
-    size = ("data.image_size", image_size, f"too small for {name}{at}, or not for it")
-    weights = ("student.name", name, "its weights cannot be had")
-    with _told(*(weights if pretrained else size)):
-        if _of_torchvision(name):
-            assert not isinstance(width, tuple)  # one number was seen to
-            assert not isinstance(depth, tuple)
-            made = torchvision_zoo.build(name, num_classes, in_chans, width, depth, pretrained)
+    make = partial(_run, name, num_classes, in_chans, image_size)
+    try:
+        return make(width, depth, pretrained)
+    except InputError:
+        raise
+    except _RAISED as error:
+        why = str(error) or type(error).__name__
+        if _fails(make, 1.0):
+            refused = InputError("data.image_size", image_size, f"too small for {name}, or not for it ({why})")
+        elif pretrained:
+            refused = InputError("student.name", name, f"its weights cannot be had ({why})")
+        elif width != 1 and _fails(make, width):
+            refused = not_scaled(name, width, 1.0, why)
         else:
-            made = timm_zoo.build(name, num_classes, in_chans, image_size, width, depth, pretrained)
-    with _told(*size), inference(made):
+            refused = not_scaled(name, 1.0, depth, why)
+        raise refused from error
+
+
+_RAISED = (OSError, RuntimeError, ValueError, AssertionError, IndexError, TypeError, ZeroDivisionError)  # by nets, hubs
+
+
+def _run(
+    name: str, num_classes: int, in_chans: int, image_size: int, width: Factors, depth: Factors, pretrained: bool
+) -> nn.Module:
+    if _of_torchvision(name):
+        assert not isinstance(width, tuple)  # one number was seen to
+        assert not isinstance(depth, tuple)
+        made = torchvision_zoo.build(name, num_classes, in_chans, width, depth, pretrained)
+    else:
+        made = timm_zoo.build(name, num_classes, in_chans, image_size, width, depth, pretrained)
+    with inference(made):
         made(torch.zeros(1, in_chans, image_size, image_size))
     return made
 
@@ -93,16 +113,14 @@ def _expect_stages(name: str, axis: str, factor: Factors) -> None:
         raise InputError(f"student.{axis}", factor, f"{name} takes one number, or {count} of them, one a stage")
 
 
+def _fails(make: Callable[[Factors, Factors, bool], nn.Module], width: Factors) -> bool:
+    try:
+        with torch.device("meta"):
+            make(width, 1.0, False)
+    except _RAISED:
+        return True
+    return False
+
+
 def _of_torchvision(name: str) -> bool:
     return name.startswith(torchvision_zoo.PREFIX)
-
-
-@contextmanager
-def _told(field: str, value: object, why: str) -> Iterator[None]:
-    """What nets and hubs raise, as an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, ValueError, AssertionError, IndexError, TypeError, ZeroDivisionError) as error:
-        raise InputError(field, value, f"{why} ({error})") from error

@@ -14,6 +14,7 @@ import students
 from kd import taps
 from kd.errors import InputError
 from students import Blueprint, zoo
+from students.scaling import FAMILIES, Family
 
 NAMES = (Path(__file__).parents[2] / "experiments/zoo.txt").read_text().split()
 SOME = [
@@ -31,7 +32,6 @@ SOME = [
     "swiftformer_xs",
 ]
 NOT_SCALED = {
-    ("nextvit_small", "width"): "its channels stand in its constructor, and its attention counts them",
     ("selecsls60", "depth"): "its blocks are of different shapes but for two",
     ("vgg11", "depth"): "nine tenths of its parameters are in its classifier",
 }
@@ -42,6 +42,11 @@ NOT_EASED = {
     "inception_v3": "pools that are no modules lose the border of the map",
 }
 """What has no last map of 4 x 4 where images have 32 or 64 pixels a side, and why."""
+NOT_LENGTHENED = {
+    *("inception_resnet_v2", "inception_v3", "inception_v4", "legacy_xception", "nasnetalarge", "pnasnet5large"),
+    "selecsls60",
+}
+"""What is shortened as built, so has no place for more blocks."""
 MISNAMED = {"gemma4_vit_167m", "hrnet_w18_small_v2", "mobilenetv5_base", "mvitv2_tiny", "twins_svt_small"}
 """By timm itself: what their feature_info calls modules is none."""
 
@@ -115,12 +120,59 @@ def test_every_module_of_timm_has_its_model() -> None:
     of_timm = {name for name in registry._module_to_models if name != "registry"}  # which is that of the CIFAR zoo
     assert sorted(registry._model_to_module[name] for name in NAMES) == sorted(of_timm)
     assert {name for name, _ in NOT_SCALED} <= set(NAMES)
-    assert {*NOT_EASED, *MISNAMED} <= set(NAMES)
+    assert {*NOT_EASED, *NOT_LENGTHENED, *MISNAMED} <= set(NAMES)
 
 
-def test_a_factor_without_effect_is_refused() -> None:
-    with pytest.raises(InputError, match=r"student.width: 0.5: nextvit_small cannot be scaled"):
-        Blueprint("nextvit_small", 10, image_size=224, width=0.5).build("meta")
+@pytest.mark.parametrize(
+    ("name", "axis", "factor"),
+    [
+        ("eca_botnext26ts_256", "width", 0.37),
+        ("efficientformerv2_s0", "depth", 1.5),
+        ("efficientvit_m0", "width", 1.5),
+        ("ese_vovnet19b_slim_dw", "depth", 2.0),
+        ("fastvit_t8", "width", 0.75),
+        ("mobileone_s1", "width", 1.3),
+        ("regnetx_002", "width", 0.45),
+        ("sam2_hiera_tiny", "depth", 0.4),
+        ("sam2_hiera_tiny", "depth", 1.5),
+        ("xception41p", "depth", 1.5),
+    ],
+)
+def test_rounds_odd_factors_to_what_the_family_can_take(name: str, axis: str, factor: float) -> None:
+    assert (parameters(name, **{axis: factor}) > parameters(name)) == (factor > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_takes_odd_factors_or_is_listed(name: str) -> None:
+    for axis, factors in (("width", (0.25, 0.37, 0.75, 1.3, 1.5)), ("depth", (0.34, 0.4, 0.75, 1.5, 2.0))):
+        for factor in factors:
+            if axis == "depth" and factor > 1 and name in NOT_LENGTHENED:
+                with pytest.raises(InputError, match=f"student.depth: {factor}: blocks of .* not added"):
+                    parameters(name, depth=factor)
+            else:
+                parameters(name, **{axis: factor})
+
+
+def test_a_factor_without_effect_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "ResNet", Family(lambda arguments, width, depth: {}))
+    with pytest.raises(InputError, match=r"student.width: 0.5: resnet18 cannot be scaled"):
+        Blueprint("resnet18", 10, width=0.5).build("meta")
+
+
+@pytest.mark.parametrize(
+    ("field", "plan"),
+    [
+        ("data.image_size", Blueprint("inception_v3", 10, image_size=32, width=0.5, depth=0.5)),
+        ("student.width", Blueprint("efficientvit_b0", 10, image_size=224, width=0.05)),
+        ("student.width", Blueprint("efficientvit_b0", 10, image_size=224, width=0.05, depth=0.5)),
+        ("student.depth", Blueprint("inception_v3", 10, image_size=299, depth=2.0)),
+    ],
+)
+def test_names_what_a_net_fails_for(field: str, plan: Blueprint) -> None:
+    with pytest.raises(InputError) as told:
+        plan.build("meta")
+    assert told.value.field == field
 
 
 @pytest.mark.parametrize("name", ["regnetx_002", "mobilenetv3_small_050", "edgenext_xx_small"])
