@@ -228,6 +228,12 @@ def _grouped(width: float, block: Arguments) -> Arguments:
     return {"c": scaled(block["c"], width, math.lcm(8, least or 1))}
 
 
+def chained(arguments: Arguments) -> bool:
+    """Whether a stage of own blocks begins with the channels of the one before it, so that they share one width."""
+    stages = getattr(arguments.get("model_cfg"), "blocks", ())
+    return any(isinstance(stage, list | tuple) and len({block.c for block in stage}) > 1 for stage in stages)
+
+
 def _fewer(stage: Any, depth: float) -> Any:
     if not isinstance(stage, list | tuple) or any(block.d > 1 for block in stage):
         return stage

@@ -19,7 +19,7 @@ from torch import nn
 
 from kd.errors import InputError
 from students.reshaping import DEPTHS, WIDTHS, reshape
-from students.scaling import FAMILIES, OTHERS, Arguments, Factors, not_scaled
+from students.scaling import FAMILIES, OTHERS, Arguments, Factors, chained, not_scaled
 from students.stages import lengths, scale
 from students.stem import SMALL, ease, patched
 
@@ -93,8 +93,9 @@ def stages(name: str) -> tuple[int, int]:
     def seen(net: type[nn.Module], variant: str, weights: bool, **given: Any) -> nn.Module:
         nonlocal found
         kind, family = net.__name__, FAMILIES.get(net.__name__, OTHERS)
-        width, depth = lengths(family.scale, _defaults(net) | given)
-        width = 1 if kind in WIDTHS or "width" in family.shared else width
+        full = _defaults(net) | given
+        width, depth = lengths(family.scale, full)
+        width = 1 if kind in WIDTHS or "width" in family.shared or chained(full) else width
         found = width, 1 if kind in DEPTHS or "depth" in family.shared else depth
         return timm.models.build_model_with_cfg(net, variant, weights, **given)
 

@@ -21,7 +21,7 @@ FAMILIES = {
     "cs3darknet_focus_s": (4, 4),
     "densenet121": (1, 4),
     "edgenext_xx_small": (4, 4),
-    "mobileone_s1": (4, 4),
+    "mobileone_s1": (1, 4),
     "mobilenetv3_small_050": (6, 6),
     "pvt_v2_b0": (4, 4),
     "repvgg_a0": (4, 4),
