@@ -284,6 +284,14 @@ def test_rank_correlation_is_of_short_with_full_training():
     assert front_report._rank_correlation([rows[0]] * 3, "val") is None
 
 
+def test_importances_are_told_from_what_was_trained(limited):
+    study = read_study(limited / "search")
+    lone = front_report._of_accuracy(study)
+    trained = [trial for trial in Found.read(limited).trials if trial["state"] == "trained"]
+    assert [trial.value for trial in lone.trials] == [trial["top1"] for trial in trained]
+    assert len(lone.trials) < len(study.trials)
+
+
 def asked(port, path):
     with urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
         return json.loads(answer.read())
