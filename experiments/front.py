@@ -107,7 +107,8 @@ def main(config: FrontConfig, resolved: str) -> None:
     settings = found.sections | yaml.safe_load(resolved) | {"front": [point["key"] for point in points]}
     run = Run(out, yaml.safe_dump(settings, sort_keys=False), cli.command("front"))
 
-    teacher = train_teacher.answering(made.teacher, data, found.teacher, objective().asks)
+    live = train_teacher.open_teacher(made.teacher, found.teacher)
+    teacher = train_teacher.answering(live, data, out / "answers", objective().asks)  # the search is left as it was
     context = Context(data, teacher, out, config.fit, objective)
     retrained = [Retrained(point) for point in points]
     for each in retrained:
@@ -115,7 +116,6 @@ def main(config: FrontConfig, resolved: str) -> None:
         for seed in config.seeds:
             under = f"{each.name}/seed-{seed}/"
             each.kept[seed] = retrain(candidate, run, under, replace(context, seed=seed))
-    live = train_teacher.open_teacher(made.teacher, found.teacher)
 
     def work(folder: Path) -> Outcome:
         return front_report.measure(retrained, found, live, data, config.report, folder, out)

@@ -86,15 +86,16 @@ def open_teacher(config: TeacherConfig, folder: Path) -> teachers.Teacher | teac
 def guide(config: TeacherConfig, data: Data, run: Run, seed: int, needs: Needs) -> teachers.AnyTeacher:
     """The step, and what students learn from: where draws are bounded, answers are stored and asked for once."""
     folder = run.step("teacher", lambda folder: obtain(config, data, folder, seed))
-    return answering(config, data, folder, needs)
+    return answering(open_teacher(config, folder), data, folder / "answers", needs)
 
 
-def answering(config: TeacherConfig, data: Data, folder: Path, needs: Needs) -> teachers.AnyTeacher:
-    """What students learn from the teacher that `obtain` left in `folder`, where its answers are stored too."""
-    teacher = open_teacher(config, folder)
+def answering(
+    teacher: teachers.Teacher | teachers.Ensemble, data: Data, folder: Path, needs: Needs
+) -> teachers.AnyTeacher:
+    """The teacher, or where draws are bounded what it answers, stored in `folder`."""
     if data.augment.views is None or needs.maps:  # maps are too large to store
         return teacher
-    return teachers.Cached(teacher, folder / "answers", data, needs)
+    return teachers.Cached(teacher, folder, data, needs)
 
 
 def _places(config: TeacherConfig, folder: Path) -> list[Path]:

@@ -28,7 +28,7 @@ from search.storage import read_study
 SEARCH = [
     *("--data.train_size", "128", "--teacher.architecture", "cifar_resnet8", "--teacher.fit.epochs", "1"),
     *("--teacher.fit.warmup_epochs", "0", "--space.name", "cifar_resnet8", "--space.width", "[0.25, 1.0]"),
-    *("--search.trials", "2", "--search.fit.epochs", "1"),
+    *("--search.trials", "2", "--search.fit.epochs", "1", "--data.augment", "{views: 1}"),
 ]
 FULL = ["--fit.epochs", "1", "--fit.warmup_epochs", "0", "--report.latency_seconds", "0.1", "--seeds", "[0, 1]"]
 
@@ -76,6 +76,7 @@ def whole(found, tmp_path_factory):
     before, out = files(found), tmp_path_factory.mktemp("whole") / "front"
     assert retrained(out, found) == 0
     assert files(found) == before
+    assert list((out / "answers").iterdir())
     return out
 
 
