@@ -175,13 +175,14 @@ def verdict(split: str, other: str, above: Sequence[float]) -> str:
     return f"On {split} {SEARCH} covers {'more' if mean > 0 else 'less'} than {other}: {figures}."
 
 
-HEAD = ("way", "networks", "epochs", "seconds", "volume, val", f"less {UNIFORM}'s", "volume, test", f"less {UNIFORM}'s")
+COUNTS = ("networks", "epochs", "seconds")
+HEAD = ("way", "seeds", *COUNTS, "volume, val", f"less {UNIFORM}'s", "volume, test", f"less {UNIFORM}'s")
 
 
 def _markdown(rows: Rows) -> str:
     lines = [HEAD, (":--", *["--:"] * (len(HEAD) - 1))]
     for name, found in rows.items():
-        cells = [_spread([row[column] for row in found], 1) for column in ("networks", "epochs", "seconds")]
+        cells = [str(len(found)), *(_spread([row[count] for row in found], 1) for count in COUNTS)]
         for split in SPLITS:
             less = _above(rows, UNIFORM, split, name)
             cells += [_spread([row[split] for row in found], 4), "–" if name == UNIFORM else _spread(less, 4)]

@@ -14,7 +14,7 @@ SMALL = [
     *("--data.train_size", "128", "--teacher.architecture", "cifar_resnet8", "--teacher.fit.epochs", "1"),
     *("--teacher.fit.warmup_epochs", "0", "--space.name", "cifar_resnet14", "--space.width", "[0.125,0.5]"),
     *("--search.fit.epochs", "2", "--search.fit.batch_size", "16", "--search.epochs", "6", "--search.rungs", "[1]"),
-    *("--seeds", "[0,1]"),
+    *("--search.startup", "1", "--seeds", "[0,1]"),
 ]
 WAYS = ["search", "search without rungs", "nsga2", "random", "uniform"]
 
