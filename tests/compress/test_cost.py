@@ -57,9 +57,9 @@ NAMES = (Path(__file__).parents[2] / "experiments/zoo.txt").read_text().split()
 
 
 def assert_sketched(plan):
-    cost = measure(plan.build(), (plan.in_chans, plan.image_size, plan.image_size))
-    assert sketch(plan) == (cost.params, cost.macs)
-    assert cost.macs > 0
+    built = plan.build()
+    params = sum(parameter.numel() for parameter in built.parameters())
+    assert sketch(plan) == (params, macs(built, (plan.in_chans, plan.image_size, plan.image_size)))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,7 @@ def test_a_blueprint_costs_what_the_built_model_costs(plan):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # two of them take images of 546 and 768 pixels
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_costs_what_is_sketched(name):
     assert_sketched(students.Blueprint(name, 100, image_size=zoo.published(name).image_size))
