@@ -23,9 +23,10 @@ HEAD = (
 PREFACE = """\
 # The zoo
 
-One model of each module of timm, the smallest that is no test model and has blocks to spare (`experiments/zoo.txt`),
-with 100 classes: parameters / multiply-accumulates of an image, in millions, as it is and at half the width or depth. A
-family scales where parameters fall to between .15 and .65 (width), or below .9 (depth). Made by `make sweep`.
+One model of each module of timm, the smallest that classifies, is no test model and has blocks to spare, where one has
+(`experiments/zoo.txt`), with 100 classes: parameters / multiply-accumulates of an image, in millions, as it is and at
+half the width or depth. A family scales where parameters fall to between .15 and .65 (width), or below .9 (depth). At
+32 px: the side of the last map. Made by `make sweep`.
 """
 _LONGEST = 90
 
@@ -53,8 +54,8 @@ def row(name: str) -> Iterator[str]:
         why += "" if fits else f"{axis} .5: {reason}; "
         yield from (told, "yes" if fits else "no")
     try:
-        Blueprint(name, 100, image_size=32).build("meta")
-        yield "yes"
+        side = 32 // Blueprint(name, 100, image_size=32).build("meta").feature_info[-1]["reduction"]
+        yield f"{side}x{side}"
     except InputError as error:
         yield "no"
         why += f"32 px: {str(error).partition('not for it ')[2]}"

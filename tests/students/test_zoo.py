@@ -32,7 +32,7 @@ SOME = [
     "mobilenetv3_small_050",
     "pvt_v2_b0",
     "regnetx_002",
-    "starnet_s100",
+    "starnet_s050",
     "swiftformer_xs",
 ]
 NOT_SCALED = {
@@ -43,6 +43,7 @@ NOT_SCALED = {
 NOT_EASED = {
     "crossvit_tiny_240": "the side of its second image is 14/15 of that of the first, and patches have to divide it",
     "efficientformer_l1": "its attention is for maps of 7 x 7",
+    "halonet_h1": "its attention cuts maps into blocks of 8 x 8",
     "inception_v3": "pools that are no modules lose the border of the map",
 }
 """What has no last map of 4 x 4 where images have 32 or 64 pixels a side, and why."""
