@@ -245,7 +245,7 @@ def _rank_correlation(rows: Sequence[Row], split: str) -> float | None:
 def _of_accuracy(study: optuna.Study) -> optuna.Study:
     """The trials that were trained to their end, with accuracy as the one goal.
 
-    In the search's own study, for its sampler, what was not trained has no accuracy at infinite cost.
+    In the search's own study, for its sampler, what was not trained has an accuracy of 0.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     lone = optuna.create_study(direction="maximize")
