@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save as safetensors_bytes
@@ -73,10 +74,16 @@ def sketch(blueprint: students.Blueprint) -> Sketch:
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates of one (C, H, W) image through `model` in evaluation mode, also on the meta device."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _of_recurrence})
     # with gradients: without, the counter's hooks fail on a parameter that is handed to a module (timm's class tokens)
-    with inference(model), torch.enable_grad(), _countable_attention(), FlopCounterMode(display=False) as counter:
+    with inference(model), torch.enable_grad(), _countable_attention(), counter:
         model(torch.zeros(1, *image_shape, device=device))
     return counter.get_total_flops() // 2
+
+
+def _of_recurrence(x: Any, inputs: Any, states: Any, *_: Any, **__: Any) -> int:
+    """Of shapes (steps, N, width), (gates, width) and (gates, state): the counter does not know the CPU's LSTM."""
+    return 2 * x[0] * x[1] * (prod(inputs) + prod(states))
 
 
 @contextmanager

@@ -126,6 +126,21 @@ def test_attention_is_counted_in_every_guise():
     assert macs(tokens.eval(), (16, 2, 4)) == expected
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_recurrence_is_counted(device):
+    """Both ways, four gates of width 6 read 5 steps of width 8 and the state before."""
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 6, batch_first=True, bidirectional=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lstm(x[:, 0])[0]
+
+    assert macs(Rows().to(device), (1, 5, 8)) == 2 * 5 * 4 * 6 * (8 + 6)
+
+
 def test_a_classifier_weighs_what_its_files_weigh(trained, tmp_path):
     students.save(trained, tmp_path)
     assert measure(trained, (1, 8, 8)).file_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
