@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -7,6 +9,7 @@ import torchvision
 
 import students
 from kd.errors import InputError
+from students import timm_zoo
 
 
 def test_builds_by_name_with_what_suits_the_net() -> None:
@@ -117,10 +120,14 @@ def test_weights_that_cannot_be_fetched_are_told_in_one_line(
 
 @pytest.mark.parametrize("error", [OSError("line one\nline two"), RuntimeError("torn"), ValueError("torn")])
 def test_whatever_fails_in_fetching_is_one_input_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def build(*_: object) -> None:
-        raise error
+    build = timm_zoo.build
 
-    monkeypatch.setattr("students.timm_zoo.build", build)
+    def torn(*given: Any) -> torch.nn.Module:
+        if given[-1]:  # pretrained
+            raise error
+        return build(*given)
+
+    monkeypatch.setattr(timm_zoo, "build", torn)
     with pytest.raises(InputError, match=r"student\.name: resnet18: its weights cannot be had") as caught:
         students.create("resnet18", num_classes=4, pretrained=True)
     assert "\n" not in str(caught.value)

@@ -52,6 +52,12 @@ def test_eases_no_more_than_it_must() -> None:
     assert reductions("cifar_vgg8", 8) == [1, 1, 2, 4, 4]
 
 
+def test_tokens_behind_eased_convolutions_are_maps_of_the_new_size() -> None:
+    model = Blueprint("vit_tiny_r_s16_p8_224", 10, image_size=64).build("meta").eval()
+    maps = model.forward_intermediates(torch.rand(1, 3, 64, 64, device="meta"), intermediates_only=True)
+    assert {tuple(each.shape) for each in maps} == {(1, 192, 4, 4)}
+
+
 def test_keeps_every_weight_that_it_can() -> None:
     torch.manual_seed(0)
     large = Blueprint("convnext_atto", 10, image_size=128).build().net.state_dict()
