@@ -13,8 +13,8 @@ from kd.evaluate import evaluate
 SMALL = [
     *("--data.train_size", "128", "--teacher.architecture", "cifar_resnet8", "--teacher.fit.epochs", "1"),
     *("--teacher.fit.warmup_epochs", "0", "--space.name", "cifar_resnet14", "--space.width", "[0.125,0.5]"),
-    *("--search.fit.epochs", "2", "--search.fit.batch_size", "16", "--search.epochs", "6", "--search.rungs", "[1]"),
-    *("--search.startup", "1", "--seeds", "[0,1]"),
+    *("--search.fit.epochs", "2", "--search.fit.batch_size", "16", "--search.epochs", "8", "--search.rungs", "[1]"),
+    *("--search.startup", "1", "--search.reduction", "8", "--seeds", "[0,1]"),
 ]
 WAYS = ["search", "search without rungs", "nsga2", "random", "uniform"]
 
@@ -74,18 +74,18 @@ def test_the_table_shows_means_and_spreads_and_differences_by_seed(finished):
     assert written.count("On val ") == written.count("On test ") == 4
 
 
-def test_every_way_spends_the_epochs_and_rungs_let_a_search_see_more(finished):
+def test_every_way_spends_the_epochs_and_only_the_search_stops_early(finished):
     rows = json.loads((finished / "table.json").read_text())["rows"]
     for name in WAYS[1:]:
-        assert [(row["epochs"], row["networks"]) for row in rows[name]] == [(6, 3)] * 2
-    assert all(5 <= row["epochs"] <= 6 for row in rows["search"])
-    assert max(row["networks"] for row in rows["search"]) > 3
+        assert [(row["epochs"], row["networks"]) for row in rows[name]] == [(8, 4)] * 2
+    assert all(7 <= row["epochs"] <= 8 for row in rows["search"])
+    assert max(row["networks"] for row in rows["search"]) > 4
 
 
 def test_uniform_scaling_goes_evenly_from_the_largest_to_the_least_width(finished):
     trials = json.loads((finished / "uniform/seed-1/trials.json").read_text())["trials"]
     scales = sorted((trial["width"], trial["depth"]) for trial in trials)
-    assert np.allclose(scales, [(0.125, 0.25), (0.3125, 0.625), (0.5, 1.0)])
+    assert np.allclose(scales, [(0.125, 0.25), (0.25, 0.5), (0.375, 0.75), (0.5, 1.0)])
 
 
 def test_the_members_of_a_front_are_scored_on_the_test_images(finished):
