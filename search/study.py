@@ -117,6 +117,7 @@ class _Worker:
     study: Any = field(init=False)
     budget: Budget = field(init=False)
     hand: tuple[Trial, Lease] | None = None  # the trial that this worker is at
+    sketched: tuple[int, Record] | None = None
 
     def work(self) -> Result:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -172,7 +173,7 @@ class _Worker:
                 self._tell(record)
 
     def _ended(self, records: list[Record], running: int) -> str:
-        """ "done", "wait" where what others train may be the last, or "" where another candidate is due."""
+        """What there is to do if no candidate is due: to wait, where others are not done, or "done"; else nothing."""
         config, tried = self.config, _count(records, *TRIED)
         spent = sum(record["epochs"] or 0 for record in records if record["state"] in TRIED)
         enough = config.epochs is not None and spent >= config.epochs
@@ -192,26 +193,28 @@ class _Worker:
 
     def _judge(self, trial: Trial, records: list[Record]) -> Record:
         """What is known of a candidate before it is trained."""
-        record: Record = {"state": "refused", "top1": None, "epochs": None, "seconds": None, "rungs": {}}
+        record: Record = {"state": "new", "top1": None, "epochs": None, "seconds": None, "rungs": {}}
         try:
             candidate = self.space(trial)
-            record |= {"suggested": trial.params} | self.task.sketch(candidate)
+            record |= {"suggested": trial.params} | self._sketch(trial.number, candidate)
+            twin = next((other for other in records if other["key"] == record["key"]), None)
+            if twin is not None:
+                state = "repeated" if twin["state"] in TRIED else twin["state"]
+                return twin | {"state": state, "suggested": trial.params, "epochs": None, "seconds": None}
+            if candidate.stages:  # what they will make of it is not known yet
+                return record
+            if self.budget.keeps(record) and self.config.figures & DEPLOYED:
+                record |= self._deployed(candidate, record["net"])
         except InputError as error:
             if error.field.startswith("search."):
                 raise
-            return record | {"suggested": trial.params, "why": str(error), "key": None}
-        twin = next((other for other in records if other["key"] == record["key"]), None)
-        if twin is not None:
-            seen = {"state": "repeated" if twin["state"] in TRIED else twin["state"], "repeats": twin["number"]}
-            return twin | seen | {"suggested": trial.params, "epochs": None, "seconds": None}
-        if not candidate.stages:  # what they will make of it is not known yet
-            if not self.budget.keeps(record):
-                return record | {"state": "infeasible"}
-            if self.config.figures & DEPLOYED:
-                record |= self._deployed(candidate, record["net"])
-            if not self.budget.keeps(record):
-                return record | {"state": "infeasible"}
-        return record | {"state": "new"}
+            return record | {"state": "refused", "suggested": trial.params, "why": str(error), "key": None}
+        return record if self.budget.keeps(record) else record | {"state": "infeasible"}
+
+    def _sketch(self, number: int, candidate: Candidate) -> Record:
+        if self.sketched is None or self.sketched[0] != number:  # one that waits is asked about again and again
+            self.sketched = number, self.task.sketch(candidate)
+        return self.sketched[1]
 
     def _deployed(self, candidate: Candidate, net: str) -> Record:
         """Of the exported network; measured once a network and processor, for all that is decided on it to stand."""
