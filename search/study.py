@@ -9,7 +9,6 @@ sees it first marks it failed and puts it back, and whoever takes that up goes o
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -32,55 +31,17 @@ from kd.processes import processes
 from search.budget import Budget
 from search.config import SearchConfig
 from search.judge import DEPLOYED, Task
-from search.pareto import Point, front, select
+from search.result import TRIED, Record, Result, conclude, count
 from search.rungs import goes_on
 from search.samplers import QUESTION, Seeded, question
 from search.space import Candidate, Space
 from search.storage import Direction, Lease, open_study, turn
-from search.zero_cost import rank_correlation
-from students import Blueprint, Classifier
+from students import Classifier
 from teachers import AnyTeacher, Cached, Ensemble, Teacher
 
 PROPOSALS = 20  # a trial, counting those that are too large or were seen before
 RECORD, REPEATS, DEATHS = "record", "repeats", "deaths"  # attributes of a trial
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-TRIED = ("trained", "stopped")
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was found.
-
-    Attributes:
-        trials: a dict for each finished trial: number, suggested (what the space drew), state ("trained", "stopped" at
-            a rung, "repeated": what an earlier trial was, "infeasible": beyond the budget, "refused": cannot be built
-            or trained, "diverged"), blueprint, width, depth, params, macs, where asked for file_bytes and latency_ms,
-            top1 on validation in percent, epochs and seconds (None where not trained), rungs (top1 by epoch), zero_cost
-            (scores by name) and the keys net (of the network) and key (of all that was done with it).
-        front: those trained trials that no other dominates, by rising cost.
-        chosen: the one of them to go on with.
-    """
-
-    trials: list[Record]
-    front: list[Point]
-    chosen: Point
-
-    def rank_correlation(self) -> dict[str, dict[str, float | None]]:
-        """Spearman's and Kendall's, of each zero-cost score, of params and of MACs with the top1 of those that were
-        trained to the end; None where there is none."""
-        points = [trial for trial in self.trials if trial["state"] == "trained"]
-        told = {name: [point[name] for point in points] for name in ("params", "macs")}
-        told |= {name: [p["zero_cost"][name] for p in points] for name in points[0]["zero_cost"]}
-        top1 = [point["top1"] for point in points]
-        numbers = {name: [math.nan if value is None else value for value in values] for name, values in told.items()}
-        found = {name: rank_correlation(values, top1)._asdict() for name, values in numbers.items()}
-        return {name: {k: None if math.isnan(v) else v for k, v in ranks.items()} for name, ranks in found.items()}
-
-    @property
-    def blueprint(self) -> Blueprint:
-        """Of the chosen student."""
-        return Blueprint.from_json(self.chosen["blueprint"])
 
 
 def run(
@@ -137,7 +98,7 @@ class _Worker:
                         self._train(order)
                     else:
                         time.sleep(0.2)
-                    tried = _count(self._records(), *TRIED) if processes().is_main_process else 0
+                    tried = count(self._records(), *TRIED) if processes().is_main_process else 0
                     advance(tried - shown, "")
                     shown = tried
         except KeyboardInterrupt:
@@ -148,7 +109,8 @@ class _Worker:
         finally:
             if self.hand is not None:
                 self.hand[1].release()
-        return self._result(_agreed_on(self._records() if processes().is_main_process else None))
+        records = _agreed_on(self._records() if processes().is_main_process else None)
+        return conclude(records, self.config, self.budget)
 
     def _agreed(self) -> Record | str:
         """What to do next, as the first process decides: train this record, wait for other workers, or end."""
@@ -174,7 +136,7 @@ class _Worker:
 
     def _ended(self, records: list[Record], running: int) -> str:
         """What there is to do if no candidate is due: to wait, where others are not done, or "done"; else nothing."""
-        config, tried = self.config, _count(records, *TRIED)
+        config, tried = self.config, count(records, *TRIED)
         spent = sum(record["epochs"] or 0 for record in records if record["state"] in TRIED)
         enough = config.epochs is not None and spent >= config.epochs
         if tried >= config.trials or enough or len(records) >= PROPOSALS * config.trials:
@@ -238,7 +200,7 @@ class _Worker:
         except Exception as error:
             # of several processes the others wait for this one: only the end of all of them helps. And where nothing
             # has been trained yet, it is not the candidate's fault.
-            if several() or not _count(self._records(), *TRIED):
+            if several() or not count(self._records(), *TRIED):
                 raise
             say(f"{label}: {error}")
             record |= {"state": "refused", "why": str(error)}
@@ -318,7 +280,7 @@ class _Worker:
         return [trial.user_attrs[RECORD] | {"number": number} for number, trial in enumerate(finished)]
 
     def _report(self, record: Record) -> None:
-        tried = _count(self._records(), *TRIED)
+        tried = count(self._records(), *TRIED)
         if record["state"] == "refused":
             say(f"search {tried}/{self.config.trials}: {_words(record)}: {record['why']}")
             return
@@ -327,26 +289,6 @@ class _Worker:
         if outcome in TRIED:
             outcome = f"{record['top1']:.2f}% in {record['seconds']:.1f} s" + ", stopped" * (outcome == "stopped")
         say(f"search {tried}/{self.config.trials}: {_words(record)}, {size}: {outcome}")
-
-    def _result(self, records: list[Record]) -> Result:
-        config = self.config
-        points = [record for record in records if record["state"] == "trained"]
-        kept = [point for point in points if self.budget.keeps(point)]
-        if not points and _count(records, "diverged"):
-            raise DivergedError("no candidate of the search could be trained: lower search.fit.lr")
-        if not kept:
-            sized = [record for record in records if "params" in record]
-            if not sized:
-                raise InputError("search.space", records[0]["suggested"], records[0]["why"])
-            least = min(sized, key=lambda record: sum(max(v, 0) for v in self.budget.excess(record).values()))
-            found = f"the nearest of {len(records)} candidates has " + ", ".join(
-                f"{name} {least[name]}" for name in self.budget.limits if least.get(name) is not None
-            )
-            limits = ", ".join(f"{name} {limit}" for name, limit in self.budget.limits.items())
-            raise InputError("search.budget", limits, f"no candidate keeps it: {found}")
-        if config.epochs is None and _count(records, *TRIED) < config.trials:
-            say(f"search: the space offered {_count(records, *TRIED)} different networks in {len(records)} proposals")
-        return Result(records, front(kept, config.goals), select(kept, self.budget, config.within, config.cost))
 
     def _identity(self) -> dict[str, Any]:
         """What a search may not change while it goes on; more trials may be asked for."""
@@ -373,10 +315,6 @@ def _agreed_on(said: Any) -> Any:
 def _counts(trial: FrozenTrial) -> bool:
     """Whether a trial is one of the rivals at a rung: those put back stand for those that died."""
     return trial.state in (*FINISHED, TrialState.RUNNING)
-
-
-def _count(records: list[Record], *states: str) -> int:
-    return sum(record["state"] in states for record in records)
 
 
 def _words(record: Mapping[str, Any]) -> str:
