@@ -52,11 +52,16 @@ def _converted(block: nn.Module) -> nn.Module:
 
 
 def _recount(block: Any) -> None:
-    """Pruning changes layers, not the numbers that their block keeps of them."""
+    """Pruning and an eased stem change layers, not the numbers that their block keeps of them."""
     convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     if convs:
         conv = max(convs, key=lambda conv: conv.kernel_size)  # the first of them, and not that of an attention
-        numbers = {"groups": conv.groups, "in_chs": conv.in_channels, "out_chs": conv.out_channels}
+        numbers = {
+            "groups": conv.groups,
+            "stride": conv.stride,
+            "in_chs": conv.in_channels,
+            "out_chs": conv.out_channels,
+        }
         vars(block).update({name: value for name, value in numbers.items() if name in vars(block)})
 
 

@@ -30,7 +30,7 @@ class SearchConfig:
         rungs: epochs at which a candidate is stopped unless it is among the better; see `search.rungs`.
         reduction: the better 1/`reduction` go on.
         zero_cost: scores of the untrained candidate to note, of `search.zero_cost.SCORES`.
-        retries: how often a candidate is tried again whose process died.
+        retries: how often a candidate is tried again whose process died, without a new checkpoint in between.
         storage: URL of a data base for the study, for a cluster; None: a file in the folder. The folder itself must be
             shared by all processes either way.
         seed: of the proposals and of the candidates' weights.

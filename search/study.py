@@ -40,7 +40,7 @@ from students import Classifier
 from teachers import AnyTeacher, Cached, Ensemble, Teacher
 
 PROPOSALS = 20  # a trial, counting those that are too large or were seen before
-RECORD, REPEATS, DEATHS = "record", "repeats", "deaths"  # attributes of a trial
+RECORD, REPEATS, REACHED, DEATHS = "record", "repeats", "reached", "deaths"  # attributes of a trial
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -259,14 +259,23 @@ class _Worker:
                 lease.release()
 
     def _put_back(self, trial: Trial | FrozenTrial, deaths: int) -> None:
-        deaths += trial.user_attrs.get(DEATHS, 0)
+        """Mark it as failed, and put it back unless it died too often without a checkpoint more."""
+        reached = self._reached(trial)
+        deaths += trial.user_attrs.get(DEATHS, 0) if trial.user_attrs.get(REACHED) == reached else 0
         back = any(other.user_attrs.get(REPEATS) == trial.number for other in self.study.get_trials(deepcopy=False))
         if deaths > self.config.retries and not back:
             say(f"search: trial {trial.number} died {deaths} times and is given up")
         elif not back:  # before it is marked: a kill between the two loses nothing
-            again = {QUESTION: question(self.study, trial), DEATHS: deaths, REPEATS: trial.number}
+            again = {QUESTION: question(self.study, trial), DEATHS: deaths, REACHED: reached, REPEATS: trial.number}
             self.study.enqueue_trial(trial.params, user_attrs=again)
         self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _reached(self, trial: Trial | FrozenTrial) -> str:
+        """The name of its last checkpoint."""
+        key = trial.user_attrs.get(RECORD, {}).get("key")
+        return max(
+            (file.name for file in (self.folder / "trials" / str(key) / "checkpoints").glob("step-*")), default=""
+        )
 
     def _running(self) -> list[FrozenTrial]:
         """Those of other workers."""

@@ -280,6 +280,22 @@ def test_a_trial_that_dies_again_and_again_is_given_up(
     assert [trial["state"] for trial in result.trials] == ["trained", "trained"]
 
 
+def test_a_trial_that_gets_on_between_its_deaths_is_not_given_up(
+    data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, trials=1, retries=1)
+    for number in range(3):
+        first = fake(1, SystemExit)
+        with pytest.raises(SystemExit):
+            run(SPACE, data, teacher, config, tmp_path, objective)
+        checkpoint = tmp_path / "trials" / first.folders[0] / "checkpoints" / f"step-{number}.safetensors"
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.touch()
+    last = fake()
+    run(SPACE, data, teacher, config, tmp_path, objective)
+    assert last.folders == first.folders
+
+
 def test_ctrl_c_is_not_held_against_a_trial(
     data: kd.data.Data, teacher: Teacher, fake: Callable[..., FakeFit], tmp_path: Path
 ) -> None:
