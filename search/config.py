@@ -18,7 +18,8 @@ class SearchConfig:
 
     Attributes:
         trials: candidates to train, each another network or otherwise taught.
-        epochs: the search also ends when so many were trained in all; None: when the trials are done.
+        epochs: the search also ends when so many were trained in all, the last candidate to its end; None: when the
+            trials are done.
         fit: the short training of a candidate.
         goals: what is searched for: top1 on validation, which is raised, and of params, macs, file_bytes and latency_ms
             of the deployed file those that are lowered. Without top1 or with top1 alone there is one best, no front.
@@ -27,7 +28,8 @@ class SearchConfig:
             the best is chosen.
         sampler: how candidates are proposed: see `search.samplers.SAMPLERS`.
         startup: random candidates before a sampler learns from what is finished; the population of "nsga2", "nsga3".
-        rungs: epochs at which a candidate is stopped unless it is among the better; see `search.rungs`.
+        rungs: epochs at which a candidate is stopped unless it is among the better; see `search.rungs`. For the sampler
+            it then counts by what it had reached.
         reduction: the better 1/`reduction` go on.
         zero_cost: scores of the untrained candidate to note, of `search.zero_cost.SCORES`.
         retries: how often a candidate is tried again whose process died, without a new checkpoint in between.
