@@ -20,6 +20,7 @@ import students
 from compress.onnx_graph import count
 from compress.onnx_model import OnnxModel
 from kd.evaluate import inference
+from students.meta import swift_recurrence
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,18 @@ class Sketch(NamedTuple):
 
 
 def sketch(blueprint: students.Blueprint) -> Sketch:
-    """What `measure` would tell of the built model, in well under a second: nothing is allocated or computed."""
-    model, size = blueprint.build("meta"), blueprint.image_size
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return Sketch(params, macs(model, (blueprint.in_chans, size, size)))
+    """What `measure` would tell of the built model, in well under a second: nothing is allocated or computed.
+
+    Raises InputError where it cannot be built.
+    """
+    size = blueprint.image_size
+    try:
+        model = blueprint.build("meta", tried=False)  # counting tries it
+        work = macs(model, (blueprint.in_chans, size, size))
+    except Exception:
+        blueprint.build("meta")  # which tells what is wrong with it
+        raise
+    return Sketch(sum(parameter.numel() for parameter in model.parameters()), work)
 
 
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -76,7 +85,7 @@ def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _of_recurrence})
     # with gradients: without, the counter's hooks fail on a parameter that is handed to a module (timm's class tokens)
-    with inference(model), torch.enable_grad(), _countable_attention(), counter:
+    with inference(model), torch.enable_grad(), _countable_attention(), swift_recurrence(), counter:
         model(torch.zeros(1, *image_shape, device=device))
     return counter.get_total_flops() // 2
 

@@ -69,13 +69,17 @@ class Blueprint:
         if not all(map(_is_number, (*mean, *std))) or min(std) <= 0:
             raise InputError("normalize", self.normalize, "must be numbers, those of std above 0")
 
-    def build(self, device: torch.device | str | None = None) -> Classifier:
+    def build(self, device: torch.device | str | None = None, tried: bool = True) -> Classifier:
         """A model of random weights; on device "meta" it takes no memory, and next to no time.
+
+        Unless it is `tried` on an image nobody knows that its images are large enough.
 
         Raises InputError for an unknown name, a factor that the net cannot take, or images too small for the net.
         """
         with torch.device(device or "cpu"):
-            net = zoo.net(self.name, self.num_classes, self.in_chans, self.image_size, self.width, self.depth)
+            net = zoo.net(
+                self.name, self.num_classes, self.in_chans, self.image_size, self.width, self.depth, tried=tried
+            )
             for each in self.edits:
                 net = each.apply(net)
             return Classifier(net, self)

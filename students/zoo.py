@@ -13,6 +13,7 @@ from torch import nn
 from kd.errors import InputError
 from kd.evaluate import inference
 from students import timm_zoo, torchvision_zoo
+from students.meta import swift_recurrence
 from students.scaling import Factors, not_scaled
 
 
@@ -47,8 +48,9 @@ def net(
     width: Factors = 1.0,
     depth: Factors = 1.0,
     pretrained: bool = False,
+    tried: bool = True,
 ) -> nn.Module:
-    """A net that has been seen to take such images.
+    """A net that has been seen to take such images, unless it is not to be `tried`.
 
     Raises InputError for an unknown name, a factor that the net cannot take, weights that cannot be had, and images too
     small for the net.
@@ -58,7 +60,7 @@ def net(
     _expect_stages(name, "depth", depth)
     if pretrained and (width, depth) != (1, 1):
         raise InputError("student.pretrained", "true", "published weights fit width 1 and depth 1 only")
-    make = partial(_run, name, num_classes, in_chans, image_size)
+    make = partial(_run, name, num_classes, in_chans, image_size, tried)
     try:
         return make(width, depth, pretrained)
     except InputError:
@@ -80,7 +82,14 @@ _RAISED = (OSError, RuntimeError, ValueError, AssertionError, IndexError, TypeEr
 
 
 def _run(
-    name: str, num_classes: int, in_chans: int, image_size: int, width: Factors, depth: Factors, pretrained: bool
+    name: str,
+    num_classes: int,
+    in_chans: int,
+    image_size: int,
+    tried: bool,
+    width: Factors,
+    depth: Factors,
+    pretrained: bool,
 ) -> nn.Module:
     if _of_torchvision(name):
         assert not isinstance(width, tuple)  # one number was seen to
@@ -88,8 +97,9 @@ def _run(
         made = torchvision_zoo.build(name, num_classes, in_chans, width, depth, pretrained)
     else:
         made = timm_zoo.build(name, num_classes, in_chans, image_size, width, depth, pretrained)
-    with inference(made):
-        made(torch.zeros(1, in_chans, image_size, image_size))
+    if tried:
+        with inference(made), swift_recurrence():
+            made(torch.zeros(1, in_chans, image_size, image_size))
     return made
 
 
