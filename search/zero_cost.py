@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -145,6 +144,8 @@ def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> RankCorrelatio
 
     A candidate with a nan is left out; nan where one score is the same for all that are left.
     """
+    from scipy import stats  # half a second, which every command would take to start
+
     kept = [(x, y) for x, y in zip(xs, ys, strict=True) if not math.isnan(x) and not math.isnan(y)]
     left, right = [x for x, _ in kept], [y for _, y in kept]
     if len(set(left)) < 2 or len(set(right)) < 2:

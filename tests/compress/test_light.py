@@ -54,7 +54,7 @@ def taught(model, data):
     return model.eval()
 
 
-@pytest.mark.parametrize("width", [1.0, 0.5])
+@pytest.mark.parametrize("width", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 @pytest.mark.parametrize("design", DESIGNS)
 def test_learns_and_is_read_and_comes_back(design, width, data, tmp_path):
     model = taught(light(design, width=width), data)

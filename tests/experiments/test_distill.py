@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,9 +68,10 @@ def test_a_student_of_simkd_ships_with_the_classifier_of_its_teacher(command, tm
 
 
 def test_help_and_configuration_are_printed_and_write_nothing(command, tmp_path):
-    for name in ("pipeline", "train_teacher", "search", "distill", "compress", "evaluate", "report"):
-        shown = command(name, "--help", check=True).stdout
-        assert "Example:" in shown
+    names = ("pipeline", "train_teacher", "search", "distill", "compress", "evaluate", "report", "front")
+    with ThreadPoolExecutor(2) as pool:
+        shown = list(pool.map(lambda name: command(name, "--help", check=True).stdout, names))
+    assert all("Example:" in each for each in shown)
     for name in ("search", "distill", "compress", "compare_methods", "compare_searches"):  # one recipe serves them all
         given = ("--model", "some/folder") if name == "compress" else ()
         recipe = RECIPES / "cifar10.yaml"

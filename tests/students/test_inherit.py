@@ -133,7 +133,10 @@ def learn(model: Classifier, data: Data, epochs: range) -> float:
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize(("name", "options"), [("cifar_resnet8", {"width": 0.5}), ("cifar_resnet14", {"depth": 0.5})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cifar_resnet8", {"width": 0.5}), pytest.param("cifar_resnet14", {"depth": 0.5}, marks=pytest.mark.slow)],
+)
 def test_half_of_a_trained_net_learns_faster_than_a_fresh_one(
     name: str, options: dict[str, float], digits: Data
 ) -> None:
