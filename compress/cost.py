@@ -70,14 +70,22 @@ def sketch(blueprint: students.Blueprint) -> Sketch:
 
     Raises InputError where it cannot be built.
     """
+    model, work = drawn(blueprint)
+    return Sketch(sum(parameter.numel() for parameter in model.parameters()), work)
+
+
+def drawn(blueprint: students.Blueprint) -> tuple[students.Classifier, int]:
+    """The model on the meta device, and the multiply-accumulates of an image of its size, in one pass.
+
+    Raises InputError where it cannot be built.
+    """
     size = blueprint.image_size
     try:
         model = blueprint.build("meta", tried=False)  # counting tries it
-        work = macs(model, (blueprint.in_chans, size, size))
+        return model, macs(model, (blueprint.in_chans, size, size))
     except Exception:
         blueprint.build("meta")  # which tells what is wrong with it
         raise
-    return Sketch(sum(parameter.numel() for parameter in model.parameters()), work)
 
 
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:

@@ -22,6 +22,8 @@ from compress import load_artefact
 from compress.cost import macs
 from experiments import cli, train_teacher
 from experiments.config import ObjectiveConfig, SpaceConfig, TeacherConfig, blueprint
+from experiments.render.figures import MISSING, spread
+from experiments.render.markdown import table
 from experiments.search import find
 from experiments.steps import Outcome, Run, in_main_process
 from kd.checkpoint import atomic_write
@@ -32,7 +34,7 @@ from kd.evaluate import evaluate
 from kd.loss import Loss
 from kd.losses import KD
 from search import Budget, Candidate, SearchConfig, Space
-from search.pareto import ACCURATE_AND_LIGHT, Point
+from search.pareto import ACCURATE_AND_LIGHT, Point, share
 from students import Blueprint
 
 SEARCH, UNIFORM = "search", "uniform"
@@ -121,11 +123,6 @@ def within(trials: Sequence[Row], epochs: int) -> list[Row]:
     return [trial for trial, total in zip(tried, spent, strict=True) if total <= epochs]
 
 
-def share(points: Sequence[Point], reference: Point) -> float:
-    """The hypervolume as a share of the box from the reference to 100 % at no cost."""
-    return search.hypervolume(points, reference) / ((100 - reference["top1"]) * reference["macs"])
-
-
 def judge(folder: Path, epochs: int, data: Data, reference: Point) -> Row:
     """What the search in `folder` found: its front is chosen on validation, and scored on test too."""
     tried = within(json.loads((folder / "trials.json").read_text())["trials"], epochs)
@@ -152,12 +149,12 @@ def compare(folders: dict[str, list[Path]], config: CompareConfig, data: Data, o
     reference = {"top1": 100 / data.facts.classes, "macs": whole}
     rows = {name: [judge(place, config.epochs, data, reference) for place in folders[name]] for name in folders}
     said = [verdict(split, other, _above(rows, other, split)) for split in SPLITS for other in rows if other != SEARCH]
-    table = {"command": cli.command("compare_searches"), "epochs": config.epochs, "seeds": config.seeds}
-    table |= {"reference": reference, "rows": rows, "said": said}
+    told = {"command": cli.command("compare_searches"), "epochs": config.epochs, "seeds": config.seeds}
+    told |= {"reference": reference, "rows": rows, "said": said}
 
     def write() -> None:
-        atomic_write(out / "table.json", json.dumps(table, indent=1))
-        atomic_write(out / "table.md", _markdown(rows) + "\n" + "".join(f"- {sentence}\n" for sentence in said))
+        atomic_write(out / "table.json", json.dumps(told, indent=1))
+        atomic_write(out / "table.md", _markdown(rows) + "\n\n" + "".join(f"- {sentence}\n" for sentence in said))
 
     in_main_process(write)
     return Outcome("comparison")
@@ -180,24 +177,19 @@ HEAD = ("way", "seeds", *COUNTS, "volume, val", f"less {UNIFORM}'s", "volume, te
 
 
 def _markdown(rows: Rows) -> str:
-    lines = [HEAD, (":--", *["--:"] * (len(HEAD) - 1))]
+    lines = []
     for name, found in rows.items():
-        cells = [str(len(found)), *(_spread([row[count] for row in found], 1) for count in COUNTS)]
+        cells = [str(len(found)), *(spread([row[count] for row in found], 1) for count in COUNTS)]
         for split in SPLITS:
             less = _above(rows, UNIFORM, split, name)
-            cells += [_spread([row[split] for row in found], 4), "–" if name == UNIFORM else _spread(less, 4)]
+            cells += [spread([row[split] for row in found], 4), MISSING if name == UNIFORM else spread(less, 4)]
         lines.append((name, *cells))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table(HEAD, lines, numbers=True)
 
 
 def _above(rows: Rows, other: str, split: str, name: str = SEARCH) -> list[float]:
     """By how much one way is above another, by seed."""
     return [mine[split] - theirs[split] for mine, theirs in zip(rows[name], rows[other], strict=True)]
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def main(config: CompareConfig, resolved: str) -> None:

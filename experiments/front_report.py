@@ -32,7 +32,8 @@ from kd.console import say
 from kd.data import Data
 from kd.errors import InputError
 from kd.evaluate import Predict, evaluate
-from search import hypervolume
+from search.pareto import share
+from search.result import words
 from search.storage import read_study
 from search.study import RECORD
 
@@ -114,8 +115,7 @@ class Volume:
     reference: Row
 
     def of(self, points: Iterable[Row]) -> float:
-        ideal = {goal: 100 * (goal == "top1") for goal in self.goals}
-        return 100 * hypervolume(points, self.reference, self.goals) / hypervolume([ideal], self.reference, self.goals)
+        return 100 * share(points, self.reference, self.goals)
 
     def by_seed(self, rows: Sequence[Row], split: str) -> list[float]:
         """Of what was retrained under each seed."""
@@ -296,10 +296,8 @@ HEAD = (
 
 
 def _cells(row: Row) -> list[str]:
-    drawn = row["found"]["suggested"] if row["found"] else {}
-    words = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in drawn.items()]
     return [
-        *(row["name"], " ".join(words) or MISSING, str(len(row["top1_val"]))),
+        *(row["name"], words(row["found"]["suggested"] if row["found"] else {}) or MISSING, str(len(row["top1_val"]))),
         *(count(row["params"]), count(row["macs"]), size(row["file_bytes"])),
         *(milliseconds(row["latency_ms"][batch]) for batch in BATCHES),
         percent(row["found"]["top1"]) if row["found"] else MISSING,

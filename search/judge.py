@@ -15,7 +15,7 @@ import torch
 import compress
 import students
 from compress import Artefact, Context, Export, OnnxModel
-from compress.cost import macs
+from compress.cost import drawn
 from kd.data import Data
 from kd.errors import InputError
 from kd.evaluate import evaluate
@@ -61,8 +61,7 @@ class Task:
         Factors that round to the same channels and blocks make the same network, and so the same key.
         """
         plan = candidate.blueprint
-        model = plan.build(device="meta")
-        work = macs(model, (plan.in_chans, plan.image_size, plan.image_size))
+        model, work = drawn(plan)
         shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
         net = _digest(replace(plan, width=1.0, depth=1.0), work, shapes)
         taught = "" if candidate.objective is None else _settings(candidate.objective())

@@ -40,6 +40,12 @@ def hypervolume(points: Iterable[Point], reference: Point, goals: Sequence[str] 
     return _volume([p for p in inside if all(x < y for x, y in zip(p, corner, strict=True))], corner)
 
 
+def share(points: Iterable[Point], reference: Point, goals: Sequence[str] = ACCURATE_AND_LIGHT) -> float:
+    """The hypervolume as a share of the box from the reference point to 100 % at no cost."""
+    ideal = {goal: 100 * (goal == "top1") for goal in goals}
+    return hypervolume(points, reference, goals) / hypervolume([ideal], reference, goals)
+
+
 def _volume(points: list[tuple[float, ...]], corner: tuple[float, ...]) -> float:
     if not corner:
         return float(bool(points))

@@ -81,3 +81,10 @@ def conclude(records: list[Record], config: SearchConfig, budget: Budget) -> Res
 
 def count(records: list[Record], *states: str) -> int:
     return sum(record["state"] in states for record in records)
+
+
+def words(suggested: Record) -> str:
+    """What the space drew."""
+    return " ".join(
+        f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in suggested.items()
+    )

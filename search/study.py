@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from kd.processes import processes
 from search.budget import Budget
 from search.config import SearchConfig
 from search.judge import DEPLOYED, Task
-from search.result import TRIED, Record, Result, conclude, count
+from search.result import TRIED, Record, Result, conclude, count, words
 from search.rungs import goes_on
 from search.samplers import QUESTION, Seeded, question
 from search.space import Candidate, Space
@@ -190,7 +190,7 @@ class _Worker:
         candidate = self.space(FixedTrial(record["suggested"]))  # in every process of this worker
         folder = self.folder / "trials" / record["key"]
         stop = (lambda history: self._falls_behind(record, history)) if self.config.rungs else None
-        label = f"candidate {_words(record)}"
+        label = f"candidate {words(record['suggested'])}"
         try:
             found = self.task.train(candidate, record["key"], self.config.figures, folder, label, stop)
             record |= found | {"state": "stopped" if found["stopped"] else "trained"}
@@ -291,13 +291,13 @@ class _Worker:
     def _report(self, record: Record) -> None:
         tried = count(self._records(), *TRIED)
         if record["state"] == "refused":
-            say(f"search {tried}/{self.config.trials}: {_words(record)}: {record['why']}")
+            say(f"search {tried}/{self.config.trials}: {words(record['suggested'])}: {record['why']}")
             return
         size = f"{record['params'] / 1e3:.1f} k params, {record['macs'] / 1e6:.2f} M MACs"
         outcome = record["state"]
         if outcome in TRIED:
             outcome = f"{record['top1']:.2f}% in {record['seconds']:.1f} s" + ", stopped" * (outcome == "stopped")
-        say(f"search {tried}/{self.config.trials}: {_words(record)}, {size}: {outcome}")
+        say(f"search {tried}/{self.config.trials}: {words(record['suggested'])}, {size}: {outcome}")
 
     def _identity(self) -> dict[str, Any]:
         """What a search may not change while it goes on; more trials may be asked for."""
@@ -324,11 +324,6 @@ def _agreed_on(said: Any) -> Any:
 def _counts(trial: FrozenTrial) -> bool:
     """Whether a trial is one of the rivals at a rung: those put back stand for those that died."""
     return trial.state in (*FINISHED, TrialState.RUNNING)
-
-
-def _words(record: Mapping[str, Any]) -> str:
-    values = record["suggested"].items()
-    return " ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
 
 
 def _absolute(budget: Budget, teacher: AnyTeacher, data: Data) -> Budget:

@@ -76,9 +76,9 @@ def duration(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 2) -> str:
     """97.41 ± 1.34: mean and standard deviation of a sample; the mean alone of one value."""
     if not values:
         return MISSING
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
