@@ -83,6 +83,7 @@ class _Worker:
     def work(self) -> Result:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.budget = _absolute(self.config.budget, self.task.teacher, self.task.data)
+        processes().wait_for_everyone()  # a launch whose processes do not meet takes no trial
         if processes().is_main_process:
             with turn(self.folder):
                 directions: list[Direction] = [
