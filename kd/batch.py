@@ -96,6 +96,7 @@ class Needs:
         strong: the last of them is strongly augmented.
         classifier: the weight of a linear classifier, (classes, D), is read too, as `extra["classifier"]`.
         final: the map whose average over space is the embedding is read too, as `extra["final"]`, (N, D, H, W).
+        scales: the scales of all norms are read too, as `extra["scales"]`, (K,).
     """
 
     embedding: bool = False
@@ -107,6 +108,7 @@ class Needs:
     strong: bool = False
     classifier: bool = False
     final: bool = False
+    scales: bool = False
 
     @property
     def maps(self) -> bool:
@@ -124,6 +126,7 @@ class Needs:
             self.strong or other.strong,
             self.classifier or other.classifier,
             self.final or other.final,
+            self.scales or other.scales,
         )
 
 
@@ -162,6 +165,7 @@ class Ports:
         final: (D, H, W) of the map whose average over space is the embedding; None where there is none (class tokens, a
             norm after the pooling). It may come after the last stage: a norm, or a convolution that widens it.
         last: where the last stage map is found; None where timm's protocol tells the stages.
+        scales: number of scales of all norms.
     """
 
     classes: int
@@ -171,6 +175,7 @@ class Ports:
     classifier: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
     final: tuple[int, int, int] | None = field(default=None, compare=False, repr=False)
     last: Place | None = field(default=None, compare=False, repr=False)
+    scales: int = field(default=0, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,11 @@ _taps: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
 
 def read(model: nn.Module, x: Tensor, needs: Needs) -> Outputs:
     """Run `model` on (N, C, H, W) images in [0, 1] and return its logits and what `needs` asks for, with gradients."""
+    outputs = _answers(model, x, needs)
+    return outputs._replace(extra=outputs.extra | {"scales": _scales(model)}) if needs.scales else outputs
+
+
+def _answers(model: nn.Module, x: Tensor, needs: Needs) -> Outputs:
     if not (needs.embedding or needs.maps or needs.classifier):
         return Outputs(model(x))
     tap = _tap(model, x)
@@ -114,6 +119,7 @@ def ports(model: nn.Module, channels: int, image_size: tuple[int, int]) -> Ports
         _linear(tap.classifier(model)),
         _final(outputs),
         tap.last,
+        len(_scales(model)),
     )
 
 
@@ -151,6 +157,13 @@ def _norm(model: nn.Module, norms: Record, stage: Tensor) -> Norm | None:
 
 
 _SHORTCUTS = ("downsample", "shortcut")
+
+
+def _scales(model: nn.Module) -> Tensor:
+    """(K,) of all norms, as the net uses them. A weight that is a vector is that of a norm, if not of a PReLU."""
+    weights = [getattr(module, "weight", None) for module in model.modules() if not isinstance(module, nn.PReLU)]
+    vectors = [weight for weight in weights if isinstance(weight, Tensor) and weight.dim() == 1]
+    return torch.cat(vectors) if vectors else torch.empty(0)
 
 
 def _linear(layer: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -28,6 +28,7 @@ from kd.losses.response.mlkd import MLKD
 from kd.losses.response.nkd import NKD
 from kd.losses.response.ofa import OFA
 from kd.losses.response.standardize import Standardized
+from kd.losses.slimming import Slimming
 
 __all__ = [
     "AB",
@@ -58,5 +59,6 @@ __all__ = [
     "ReviewKD",
     "SemCKD",
     "SimKD",
+    "Slimming",
     "Standardized",
 ]

@@ -18,21 +18,26 @@ from kd.testing.tiny import tiny_batch, tiny_facts
 
 
 def _pack(tensors: Sequence[Tensor], views: int) -> Outputs:
-    """From a row of logits, embedding, classifier, stage maps and as many before their activation, for each view."""
+    """From a row of logits, embedding, classifier, scales, stage maps and as many before their activation, for each
+    view."""
     size = len(tensors) // views
     first, *others = [tensors[start : start + size] for start in range(0, len(tensors), size)]
-    (logits, embedding, classifier), maps = first[:3], tuple(first[3:])
+    (logits, embedding, classifier, scales), maps = first[:4], tuple(first[4:])
     half = len(maps) // 2
-    outputs = Outputs(logits, embedding, maps[:half], {"classifier": classifier, "final": maps[half - 1]}, maps[half:])
+    extra = {"classifier": classifier, "scales": scales, "final": maps[half - 1]}
+    outputs = Outputs(logits, embedding, maps[:half], extra, maps[half:])
     return outputs._replace(others=tuple(_pack(other, 1) for other in others))
 
 
 def _shapes(ports: Ports, samples: int) -> list[tuple[int, ...]]:
     """Of the tensors that `_pack` takes."""
-    each = [(ports.classes,), (ports.embedding,), (), *ports.stages, *ports.stages]
-    shapes = [(samples, *shape) for shape in each]
-    shapes[2] = (ports.classes, ports.stages[-1][0])
-    return shapes
+    maps = [(samples, *shape) for shape in (*ports.stages, *ports.stages)]
+    classifier, scales = (ports.classes, ports.stages[-1][0]), (_scales(ports),)
+    return [(samples, ports.classes), (samples, ports.embedding), classifier, scales, *maps]
+
+
+def _scales(ports: Ports) -> int:
+    return sum(channels for channels, *_ in ports.stages)
 
 
 def _ports(ports: Ports) -> Ports:
@@ -40,7 +45,7 @@ def _ports(ports: Ports) -> Ports:
     norms = tuple((torch.rand(channels) + 0.5, torch.randn(channels)) for channels, *_ in ports.stages)
     final = ports.stages[-1]
     classifier = torch.randn(ports.classes, final[0]), torch.randn(ports.classes)
-    return replace(ports, norms=norms, classifier=classifier, final=final)
+    return replace(ports, norms=norms, classifier=classifier, final=final, scales=_scales(ports))
 
 
 @dataclass

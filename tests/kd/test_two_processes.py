@@ -20,7 +20,7 @@ import students
 from kd.batch import Batch, Clock, Needs
 from kd.data import Augment, DataConfig, load
 from kd.loss import Objective, Term
-from kd.losses import CRD, RKD
+from kd.losses import CRD, RKD, Slimming
 from kd.methods import METHODS, Method, Setting
 from kd.phases import Phase
 from kd.regimes import Offline
@@ -43,14 +43,16 @@ class LocalBank(CRD):
             super().after_step(batch)
 
 
-def planted(loss):
+def method(**losses):
     def phases(setting, epochs):
-        yield Phase("student", Offline(setting.student(), setting.teacher, Objective({"loss": Term(loss())})), epochs)
+        objective = Objective({name: Term(loss()) for name, loss in losses.items()})
+        yield Phase("student", Offline(setting.student(), setting.teacher, objective), epochs)
 
-    return Method(loss, phases)
+    return Method(next(iter(losses.values())), phases)
 
 
-PLANTED = {"RKD of each process": planted(Local), "CRD's bank of each process": planted(LocalBank)}
+PLANTED = {"RKD of each process": method(loss=Local), "CRD's bank of each process": method(loss=LocalBank)}
+RIGHT = METHODS | {"a penalty beside gathered outputs": method(rkd=RKD, slimming=Slimming)}
 NET = {"num_classes": 10, "in_chans": 1, "image_size": 8}
 STEPS, SAMPLES = 10, 16
 
@@ -62,7 +64,7 @@ def train(name, data, world=1, rank=0):
     setting = Setting(make("cifar_resnet8"), teacher, frozen, (make("cifar_resnet14"),))
     found = {}
     torch.manual_seed(1)
-    for phase in (METHODS | PLANTED)[name].phases(setting, 2):
+    for phase in (RIGHT | PLANTED)[name].phases(setting, 2):
         found |= {f"{phase.name} {key}": value for key, value in steps(phase.regime, data, world, rank).items()}
         torch.manual_seed(1)
     return found
@@ -113,7 +115,7 @@ def two(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RIGHT)
 def test_two_processes_are_one(two, name):
     check(name, *(found[name] for found in two))
 
@@ -142,5 +144,5 @@ if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
     data = digits()
-    torch.save({name: train(name, data, 2, rank) for name in METHODS | PLANTED}, folder / f"{rank}.pt")
+    torch.save({name: train(name, data, 2, rank) for name in RIGHT | PLANTED}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
