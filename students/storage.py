@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
-from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 from kd.checkpoint import atomic_write, digest
@@ -18,6 +15,7 @@ from students.adopt import adopt
 from students.blueprint import Blueprint
 from students.classifier import Classifier
 from students.edits import fill
+from students.packing import pack, unpack
 
 PLAN, WEIGHTS = "blueprint.json", "model.safetensors"
 
@@ -30,7 +28,7 @@ def save(model: nn.Module, folder: Path | str) -> None:
     model = adopt(model)
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.net.state_dict().items()}
     plan = json.loads(model.blueprint.to_json())
-    atomic_write(Path(folder) / WEIGHTS, write_tensors(state))
+    atomic_write(Path(folder) / WEIGHTS, pack(state))
     atomic_write(Path(folder) / PLAN, json.dumps(plan | {"digest": _digest(plan, state)}, indent=1))
 
 
@@ -42,9 +40,10 @@ def load(folder: Path | str) -> Classifier:
     plan = _read_plan(Path(folder) / PLAN)
     sealed = plan.pop("digest", None)
     path = Path(folder) / WEIGHTS
+    content = _read(path)
     try:
-        state = read_tensors(_read(path))
-    except (SafetensorError, KeyError) as error:
+        state = unpack(content)
+    except ValueError as error:
         raise InputError("model", str(path), f"is torn or no safetensors file ({error})") from error
     with torch.random.fork_rng(devices=[]):  # reading a model draws nothing from the caller's stream
         model = Blueprint.from_json(json.dumps(plan)).build()

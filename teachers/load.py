@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 import students
 from kd.console import say
 from kd.errors import InputError
 from kd.evaluate import inference
+from students.packing import unpack
 from teachers.ensemble import Ensemble
 from teachers.teacher import Teacher
 
@@ -174,14 +173,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     content: Any
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
+            content = unpack(path.read_bytes())
         else:
             with warnings.catch_warnings(action="ignore"):  # what is odd about a file is said once, in the error
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         allowed = "holds pickled code, which is never run: save its state_dict()"
         raise InputError("teacher.source", str(path), allowed) from error
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise InputError("teacher.source", str(path), f"is torn or holds no weights ({error})") from error
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

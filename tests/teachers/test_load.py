@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import students
@@ -45,6 +45,14 @@ def test_a_safetensors_file_of_a_named_architecture(model: students.Classifier, 
     assert_same(teacher, model)
     assert isinstance(teacher, Teacher)
     assert (teacher.image_size, teacher.channels) == (32, 3)
+
+
+def test_the_weights_file_of_a_sparse_model(model: students.Classifier, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.net.layer1[0].conv1.weight[1:] = 0
+    students.save(model, tmp_path)
+    assert load_file(tmp_path / "model.safetensors")["layer1.0.conv1.weight"].dim() == 1
+    assert_same(load(str(tmp_path / "model.safetensors"), **FILE), model)
 
 
 @pytest.mark.parametrize(
