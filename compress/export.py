@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compress.artefact import ONNX
 from compress.onnx_model import INPUT, OUTPUT, OnnxModel, write
+from compress.onnx_sparse import pack
 from compress.reparameterize import reparameterized
 from compress.stage import Artefact, Context, Report, check_logits
 from kd.data import Data
@@ -43,9 +44,12 @@ class Export:
 
     Attributes:
         opset: version of ONNX's operators.
+        packed: write weights of which at least half is zero in fewer bytes, see `compress.onnx_sparse`. A runtime has
+            to know ONNX's functions for it; `Quantize` makes the weights whole again.
     """
 
     opset: int = 18
+    packed: bool = False
 
     def __post_init__(self) -> None:
         if not 18 <= self.opset <= 23:
@@ -72,6 +76,8 @@ class Export:
         images = next(data.evaluation("val", _CHECKED)).x
         deployed, left = reparameterized(model, images[:_FEW], TOLERANCE)
         proto = convert(deployed, images, self.opset)
+        if self.packed:
+            pack(proto)
         for key, value in _metadata(model, data).items():
             proto.metadata_props.add(key=key, value=value)
         with TemporaryDirectory() as folder:

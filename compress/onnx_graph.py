@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from compress.onnx_model import session_options
+from compress.onnx_sparse import unpack
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -47,6 +48,7 @@ def count(path: Path) -> Count:
     import onnx
 
     model = onnx.load(path)
+    unpack(model)
     weights = [array for name, array in _arrays(model.graph).items() if name not in _quantisation(model.graph)]
     params = [array for array in weights if array.size > 1 and array.dtype != np.int64]
     return Count(
