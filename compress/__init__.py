@@ -9,6 +9,8 @@ from compress.onnx_model import OnnxModel
 from compress.prune import Prune
 from compress.quantize import Quantize
 from compress.recover import Recover
+from compress.repeat import Repeat
+from compress.sparsify import Sparsify
 from compress.stage import Artefact, Context, Report, Stage
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "Prune",
     "Quantize",
     "Recover",
+    "Repeat",
     "Report",
+    "Sparsify",
     "Stage",
     "latency",
     "load_artefact",

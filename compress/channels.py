@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
-import warnings
+import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.importance import Weights
+from compress.labels import FIXED, Axis, is_rms, trace
 from kd.evaluate import inference
 from students import Resize
 from students.edits import shallow
 
 TOLERANCE = 1e-4  # of the largest logit
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A side of a layer (or of a lone parameter) that channels lie along.
-
-    Attributes:
-        path: of the layer, or of the parameter.
-        shrink: torch-pruning's function of (layer, indices) that takes entries out.
-        dim: the dimension, as torch-pruning wants to be told.
-        makes: whether the channels are written here, not just read.
-    """
-
-    path: str
-    shrink: Callable[[Any, list[int]], Any]
-    dim: int
-    makes: bool
+Classes = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,121 +30,189 @@ class Group:
     """Channels of several layers that are coupled, as by a residual sum.
 
     Attributes:
-        name: the path of the first layer that makes them.
-        channels: how many they are.
-        axes: for each axis, which of its entries belong to channel 0, 1, ...; none where the trace does not tell.
+        name: the path of the first layer that has them.
+        axes: for each axis, which of its entries belong to channel 0, 1, ...
+        classes: (channels,) the number of each channel in the net.
     """
 
     name: str
-    channels: int
     axes: Mapping[Axis, Sequence[Sequence[int]]]
+    classes: Classes
 
-    def weights(self, net: nn.Module) -> Weights:
-        """What the importances judge by."""
-        matrices: list[Tensor] = []
-        scales: list[Tensor] = []
+    @property
+    def channels(self) -> int:
+        return len(self.classes)
+
+    @property
+    def kind(self) -> object:
+        """Equal for groups at the same place of several blocks."""
+        return tuple((re.sub(r"\d+", "", axis.path), axis.dim) for axis in self.axes)
+
+    def rows(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """(channels, n) of each parameter that `values` has one of its shape for: what belongs to the channels."""
+        found = []
         for axis, entries in self.axes.items():
-            layer, flat = _resolve(net, axis.path), list(chain(*entries))
-            weight = getattr(layer, "weight", None)
-            if weight is None or len(flat) % self.channels or isinstance(layer, nn.PReLU):
-                continue
-            rows = weight if axis.makes else weight.transpose(0, 1)
-            if max(flat) >= len(rows):  # the inputs of a grouped convolution
-                continue
-            rows = rows.detach()[flat].reshape(self.channels, -1)
-            (matrices if weight.dim() > 1 else scales).append(rows if weight.dim() > 1 else rows.abs().sum(1))
-        return Weights(matrices, scales)
+            flat = list(chain(*entries))
+            if axis.path in values and axis.dim is not None and len(flat) % self.channels == 0:
+                lying = values[axis.path].movedim(axis.dim, 0)
+                found.append(lying[flat].reshape(self.channels, -1))
+        return found
 
 
 Removal = Mapping[Group, Sequence[int]]
 """For some groups, the channels that go."""
 
 
-def find(net: nn.Module, x: Tensor) -> list[Group]:
-    """The groups of `net`, traced on the input `x`, by torch-pruning (Fang et al. 2023); the logits are in none.
+@dataclass(frozen=True)
+class Channels:
+    """What `find` knows of a net.
+
+    Attributes:
+        groups: of channels that may go together, if slicing them is `sound`.
+        params, macs: what is summed up to the cost: a factor, and for each length that multiplies it the classes along.
+    """
+
+    groups: list[Group]
+    params: list[tuple[int, list[Classes]]]
+    macs: list[tuple[int, list[Classes]]]
+
+    def cost(self, by: str, removal: Removal) -> int:
+        """Parameters or multiply-accumulates of an image without the channels, as far as the trace knows them."""
+        gone = np.zeros(1 + max((int(group.classes.max()) for group in self.groups), default=0), dtype=bool)
+        for group, channels in removal.items():
+            gone[group.classes[list(channels)]] = True
+        lengths: dict[int, int] = {}
+        total = 0
+        for factor, sides in getattr(self, by):
+            for side in sides:
+                if id(side) not in lengths:
+                    lengths[id(side)] = len(side) - int(gone[side].sum())
+                factor *= lengths[id(side)]
+            total += factor
+        return total
+
+
+def find(net: nn.Module, x: Tensor) -> Channels:
+    """The groups of `net`, traced on the input `x`; the logits are in none.
 
     They are what the trace suggests: `sound` tells which of them are right.
     """
-    from torch_pruning import DependencyGraph, ops
-
-    class Graph(DependencyGraph):
-        def _trace(self, *args: Any, **options: Any) -> Any:
-            nodes = super()._trace(*args, **options)
-            for node in nodes.values():
-                # torch-pruning takes every reshape for a flattening, and cannot follow the shuffles of a ShuffleNet
-                if node.type == ops.OPTYPE.RESHAPE and len(node.grad_fn._input_metadata[0].shape) != 2:
-                    node.type = ops.OPTYPE.ELEMENTWISE
-            return nodes
-
-    traced = copy.deepcopy(net).eval().requires_grad_(True)
-    with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # the product makes an end of the graph of its own, so that groups which reach it can be told
-        graph = Graph().build_dependency(traced, x, output_transform=lambda y: y * 1, verbose=False)
-    paths = {module: path for path, module in traced.named_modules()}
-    paths |= {parameter: path for path, parameter in traced.named_parameters()}
-    paths |= {module: _LOGITS for module, node in graph.module2node.items() if node.type == ops.OPTYPE.OUTPUT}
+    found = trace(shallow(net), x)
+    classes = found.classes()
+    for path, sizes in found.sizes.items():
+        for axis, labels in _attributes(net.get_submodule(path), path, sizes, classes):
+            found.tie(found.add(axis, len(labels)), labels)
+    classes = found.classes()
+    members: dict[int, list[tuple[Axis, int]]] = defaultdict(list)
+    for axis, start in found.axes.items():
+        for index, number in enumerate(classes[start : start + found.lengths[axis]].tolist()):
+            if number != classes[FIXED]:
+                members[number].append((axis, index))
+    alike: dict[tuple[Axis, ...], list[int]] = defaultdict(list)
+    for number, places in members.items():
+        if len({axis.path for axis, _ in places}) > 1:
+            alike[tuple(axis for axis, _ in places)].append(number)
+    renumbered = np.zeros(int(classes.max()) + 1, dtype=np.int64)
     groups: list[Group] = []
-    seen: set[str] = set()
-    for layer, root in list(paths.items()):
-        if not isinstance(layer, _PRODUCERS) or layer not in graph.module2node or root in seen:
-            continue
-        try:
-            axes = _axes(graph, layer, paths)
-        except (IndexError, TypeError, ZeroDivisionError):  # torch-pruning lost count of channels behind a split
-            axes = {}
-        seen.update(axis.path for axis in axes if axis.makes)
-        if not any(axis.path == _LOGITS for axis in axes):
-            groups.append(Group(root, max(map(len, axes.values()), default=0), axes))
-    return groups
+    for axes, numbers in alike.items():
+        entries: dict[Axis, list[list[int]]] = {axis: [[] for _ in numbers] for axis in axes}
+        for place, number in enumerate(numbers):
+            for axis, index in members[number]:
+                entries[axis][place].append(index)
+        first = 1 + sum(group.channels for group in groups)
+        renumbered[numbers] = np.arange(first, first + len(numbers))
+        name = axes[0].path.rpartition(".")[0] or axes[0].path
+        before = sum(group.name.partition(" (")[0] == name for group in groups)  # as of queries, keys and values
+        groups.append(Group(f"{name} ({before + 1})" if before else name, entries, renumbered[numbers]))
+    classes = renumbered[classes]
+    along = {axis: classes[start : start + found.lengths[axis]] for axis, start in found.axes.items()}
+    params = []
+    for path, parameter in net.named_parameters():
+        sides = [along[Axis(path, dim)] for dim in range(parameter.dim()) if Axis(path, dim) in along]
+        params.append((parameter.numel() // math.prod(map(len, sides)), sides))
+    macs = [(factor, [classes[labels] for labels in sides]) for factor, sides in found.work]
+    return Channels(groups, params, macs)
 
 
 def sliced(net: nn.Module, removal: Removal) -> nn.Module:
     """A copy without the channels; what stays as it is, it shares with `net`."""
     made = shallow(net)
-    for axis, entries in _entries(removal).items():
-        axis.shrink.__self__.pruning_dim = axis.dim  # type: ignore[attr-defined]
-        layer = _resolve(made, axis.path)
-        smaller = axis.shrink(layer, entries)
-        if isinstance(layer, nn.Parameter):
-            _put(made, axis.path, smaller)
+    touched = set()
+    for axis, gone in entries(removal).items():
+        parent, name = _locate(made, axis.path)
+        value = getattr(parent, name)
+        touched.add(parent)
+        if isinstance(value, Tensor):
+            assert axis.dim is not None
+            stay = torch.ones(value.shape[axis.dim], dtype=torch.bool)
+            stay[gone] = False
+            smaller = value.detach().index_select(axis.dim, stay.nonzero().flatten().to(value.device))
+            trains = isinstance(value, nn.Parameter)
+            setattr(parent, name, nn.Parameter(smaller, value.requires_grad) if trains else smaller)
+        elif axis.dim is None:
+            setattr(parent, name, value - len(gone))
+        else:
+            several = list(value)
+            several[axis.dim] -= len(gone)
+            setattr(parent, name, type(value)(several))
+    for module in touched:
+        _settle(module)
     return made
 
 
 def silenced(net: nn.Module, removal: Removal) -> nn.Module:
-    """A copy of the same shapes, in which the layers and norms that make the channels give zero for them."""
+    """A copy of the same shapes, in which all weights that belong to the channels are zero: those that make them and
+    those that read them."""
     made = shallow(net)
-    for axis, entries in _entries(removal).items():
-        layer = _resolve(made, axis.path)
-        if isinstance(layer, nn.Parameter):
-            _put(made, axis.path, _zeroed(layer, axis.dim, entries))
-        elif axis.makes and not isinstance(layer, nn.PReLU):  # its slopes keep zero zero
-            for name, value in list(layer.named_parameters(recurse=False)):
-                turned = isinstance(layer, nn.modules.conv._ConvTransposeNd) and name == "weight"
-                setattr(layer, name, _zeroed(value, 1 if turned else 0, entries))
+    for axis, gone in entries(removal).items():
+        parent, name = _locate(made, axis.path)
+        value = getattr(parent, name)
+        if isinstance(value, nn.Parameter):
+            assert axis.dim is not None
+            index = torch.tensor(gone, device=value.device)
+            setattr(parent, name, nn.Parameter(value.detach().index_fill(axis.dim, index, 0), value.requires_grad))
     return made
 
 
 def sound(net: nn.Module, x: Tensor, removal: Removal) -> list[Group]:
-    """The groups of `removal` that can go together: with these, the sliced net answers as the silenced one."""
+    """The groups of `removal` that can go together: with these, the sliced net answers as the silenced one.
 
-    def extend(good: list[Group], more: list[Group]) -> list[Group]:
-        if not more or _agree(net, x, {group: removal[group] for group in (*good, *more)}):
-            return good + more
-        if len(more) == 1:
-            return good
-        half = len(more) // 2
-        return extend(extend(good, more[:half]), more[half:])
+    Where they cannot all go, groups of one kind, as of each block, are tried together; a kind is given up when neither
+    its first group nor its last can go.
+    """
+    good: list[Group] = []
 
-    return extend([], list(removal))
+    def fits(more: list[Group]) -> bool:
+        return _agree(net, x, {group: removal[group] for group in (*good, *more)})
+
+    def add(more: list[Group]) -> None:
+        if fits(more):
+            good.extend(more)
+        elif len(more) > 1:
+            half = len(more) // 2
+            add(more[:half])
+            add(more[half:])
+
+    if not removal or fits(list(removal)):
+        return list(removal)
+    kinds: dict[object, list[Group]] = defaultdict(list)
+    for group in removal:
+        kinds[group.kind].append(group)
+    for kind in kinds.values():
+        if len(kind) <= 2 or fits(kind[:1]) or fits(kind[-1:]):
+            add(kind)
+    return good
 
 
 def separable(net: nn.Module, x: Tensor, groups: Sequence[Group]) -> list[Group]:
-    """The groups of which half of the channels, drawn at random, can go."""
+    """The groups of which any channels can go, as far as a part of each shows that is drawn at random."""
     draw = random.Random(0)
-    known = [group for group in groups if group.axes and group.channels > 1]
-    halves = {group: draw.sample(range(group.channels), group.channels // 2) for group in known}
-    return sound(_lively(net, x), x, halves)
+    parts: dict[Group, list[int]] = {}
+    for place, group in enumerate(group for group in groups if group.channels > 1):
+        # parts of unlike sizes: halves would hide that two groups are viewed by one number
+        some = 1 + (place + group.channels // 2) % (group.channels - 1)
+        parts[group] = draw.sample(range(group.channels), some)
+    return sound(_lively(net, x), x, parts)
 
 
 def changes(before: nn.Module, after: nn.Module) -> list[Resize]:
@@ -169,7 +223,7 @@ def changes(before: nn.Module, after: nn.Module) -> list[Resize]:
         attributes = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(new).items()
-            if name in vars(old) and _is_plain(value) and value != getattr(old, name)
+            if name in vars(old) and (_is_plain(value) or isinstance(value, float)) and value != getattr(old, name)
         }
         own = {**dict(new.named_parameters(recurse=False)), **dict(new.named_buffers(recurse=False))}
         shapes = {name: list(value.shape) for name, value in own.items() if value.shape != getattr(old, name).shape}
@@ -178,35 +232,58 @@ def changes(before: nn.Module, after: nn.Module) -> list[Resize]:
     return edits
 
 
-_PRODUCERS = (nn.modules.conv._ConvNd, nn.Linear)
-_LOGITS = "(logits)"  # no module has such a path
-
-
-def _axes(graph: Any, layer: nn.Module, paths: Mapping[Any, str]) -> dict[Axis, list[list[int]]]:
-    """Where the outputs of `layer` lie, each channel with all that goes with it."""
-    pruner = graph.get_pruner_of_module(layer)
-    channels = pruner.get_out_channels(layer)
-    axes: dict[Axis, list[list[int]]] = {}
-    for item in graph.get_pruning_group(layer, pruner.prune_out_channels, range(channels)):
-        target, shrink = item.dep.target, item.dep.handler
-        if target.module not in paths:  # an operation without weights
+def _attributes(
+    module: nn.Module, path: str, sizes: Sequence[Tensor], classes: Classes
+) -> Iterator[tuple[Axis, Tensor]]:
+    """The numbers that `module` keeps of the lengths it reshapes by, as far as they can be told by their values."""
+    lengths: dict[int, dict[bytes, Tensor]] = defaultdict(dict)
+    for labels in sizes:
+        numbers = classes[labels]
+        if (numbers != classes[FIXED]).any():
+            lengths[len(labels)][numbers.tobytes()] = labels
+    for name, value in vars(module).items():
+        if name.startswith("_") or not _is_plain(value):
             continue
-        entries: list[list[int]] = [[] for _ in range(channels)]
-        for index, channel in zip(item.idxs, item.root_idxs, strict=True):
-            entries[channel].append(index)
-        makes = graph.is_out_channel_pruning_fn(shrink)
-        axes[Axis(paths[target.module], shrink, target.pruning_dim, makes)] = entries
-    return axes
+        several = enumerate(value) if isinstance(value, (tuple, list)) else [(None, value)]
+        for dim, number in several:
+            if number > 1 and type(number) is int and number in lengths:
+                for labels in lengths[number].values():  # whatever is viewed by one number stays equally long
+                    yield Axis(f"{path}.{name}" if path else name, dim), labels
+
+
+def _settle(module: nn.Module) -> None:
+    """Let a layer's own numbers follow its weights."""
+    match module:
+        case nn.modules.conv._ConvNd():
+            one, two = (1, 0) if module.transposed else (0, 1)
+            module.out_channels = module.weight.shape[one] * (module.groups if module.transposed else 1)
+            module.in_channels = module.weight.shape[two] * (1 if module.transposed else module.groups)
+        case nn.Linear():
+            module.out_features, module.in_features = module.weight.shape
+        case nn.modules.batchnorm._BatchNorm():
+            known = module.weight if module.weight is not None else module.running_mean
+            module.num_features = len(known) if known is not None else module.num_features
+        case nn.GroupNorm():
+            module.num_channels = len(module.weight)
+        case _ if is_rms(module):
+            norm: Any = module
+            ratio = norm.normalized_shape[0] / len(norm.weight)
+            norm.weight = nn.Parameter(norm.weight.detach() * ratio**0.5, norm.weight.requires_grad)
+            norm.normalized_shape, norm.eps = tuple(norm.weight.shape), norm.eps * ratio
 
 
 def _lively(net: nn.Module, x: Tensor) -> nn.Module:
-    """A copy in which no branch is mute: timm begins residual branches with scales of zero, which hide any mistake."""
+    """A copy in which no branch is mute: timm begins residual branches with weights of zero, which hide any mistake."""
     made = copy.deepcopy(net).train().requires_grad_(False)
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(0)
         for parameter in made.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() < 2:
                 parameter.uniform_(0.5, 1.5)
+            elif size := float(parameter.norm()):
+                parameter.mul_(len(parameter) ** 0.5 / size)  # rows of length 1: fresh attention hardly looks anywhere
+            else:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
         for module in made.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 1.0  # the statistics of this batch alone
@@ -226,7 +303,7 @@ def _agree(net: nn.Module, x: Tensor, removal: Removal) -> bool:
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
-def _entries(removal: Removal) -> dict[Axis, list[int]]:
+def entries(removal: Removal) -> dict[Axis, list[int]]:
     """What goes along each axis; groups that meet on one, behind a concatenation, are taken out at once."""
     gone: dict[Axis, set[int]] = defaultdict(set)
     for group, channels in removal.items():
@@ -235,19 +312,9 @@ def _entries(removal: Removal) -> dict[Axis, list[int]]:
     return {axis: sorted(indices) for axis, indices in gone.items() if indices}
 
 
-def _resolve(net: nn.Module, path: str) -> Any:
+def _locate(net: nn.Module, path: str) -> tuple[nn.Module, str]:
     parent, _, name = path.rpartition(".")
-    return getattr(net.get_submodule(parent), name)
-
-
-def _put(net: nn.Module, path: str, value: nn.Parameter) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(net.get_submodule(parent), name, value)
-
-
-def _zeroed(value: Tensor, dim: int, entries: Sequence[int]) -> nn.Parameter:
-    index = torch.tensor(entries, device=value.device)
-    return nn.Parameter(value.detach().index_fill(dim, index, 0), requires_grad=value.requires_grad)
+    return net.get_submodule(parent), name
 
 
 def _is_plain(value: object) -> bool:

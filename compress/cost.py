@@ -20,6 +20,7 @@ import students
 from compress.onnx_graph import count
 from compress.onnx_model import OnnxModel
 from kd.evaluate import inference
+from students.edits import shallow
 from students.meta import swift_recurrence
 
 
@@ -91,6 +92,7 @@ def drawn(blueprint: students.Blueprint) -> tuple[students.Classifier, int]:
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates of one (C, H, W) image through `model` in evaluation mode, also on the meta device."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    model = shallow(model)  # some nets keep tensors of a pass, here with gradients
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _of_recurrence})
     # with gradients: without, the counter's hooks fail on a parameter that is handed to a module (timm's class tokens)
     with inference(model), torch.enable_grad(), _countable_attention(), swift_recurrence(), counter:

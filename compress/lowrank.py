@@ -47,6 +47,10 @@ class LowRank:
         if self.min_rank < 1:
             raise InputError("lowrank.min_rank", self.min_rank, "must be 1 or more")
 
+    def toward(self, share: float) -> LowRank:
+        """Itself: the target is a share of what comes in, so that `Repeat` takes that share anew in each round."""
+        return self
+
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
         """Raises InputError for a model that is a file, does not take the images, or whose logits are not finite."""
         if not isinstance(model, students.Classifier):

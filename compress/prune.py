@@ -3,82 +3,181 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 import students
-from compress import channels
-from compress.channels import Group, Removal
-from compress.importance import IMPORTANCES, random
+from compress import channels, masks
+from compress.channels import Channels, Group, Removal
+from compress.cost import macs
+from compress.importance import IMPORTANCES, Reduction
+from compress.labels import Axis
+from compress.latency import latency
+from compress.recover import lessons
+from compress.reparameterize import plain
+from compress.sensitivity import ranked, sensitivity
+from compress.sparsify import Schedule, Sparsifying
 from compress.stage import Artefact, Context, Report
-from compress.target import KINDS, TOLERANCE, By, Shape, check, cost_of
+from compress.target import KINDS, TOLERANCE, Shape, check, cost_of
 from kd.errors import InputError
+from kd.fit import fit
+from students.edits import fill
+
+Scope = Literal["global", "layer", "sensitivity"]
+By = Literal["macs", "params", "latency"]
+_HEAVY = 10**10  # multiply-accumulates of an image above which smaller ones are traced, where the net takes them
 
 
 @dataclass(frozen=True)
 class Prune:
-    """Take out channels until a share of the cost is left. All of them compete, by importance within their group.
+    """Take out channels until a share of the cost is left.
 
     What is sliced is what would have been silenced: groups of channels where that does not hold are left whole.
 
     Attributes:
         target: the share of the reference's cost that is kept, met within 3 points where the net allows.
-        by: which cost.
+        by: which cost; "latency" is measured, on torch, for one image and one thread.
         importance: of a channel, see `compress.importance`.
+        reduction: how what several layers say of a channel is put together.
+        scope: which channels go first. "global": of all channels the least important ones, where importances are 1 on
+            average within each group. "layer": every group loses the same share. "sensitivity": groups lose what does
+            the least harm on validation, see `compress.sensitivity`.
         min_channels: how many each group keeps at least.
         round_to: groups keep a multiple of this many, or all.
+        schedule: "oneshot": without training; in rounds with `Recover` between them, by `Repeat`. The others train as
+            `Recover` does, from the teacher or else the reference, while channels are masked, by a cubic, over three
+            quarters of the steps. "gradual": masked channels learn no more (Zhu and Gupta 2017). "dynamic": they learn
+            too, and may come back until the end (Lin et al. 2020).
+        epochs, lr: of that training; lr None: that of the context's fit.
+        every: optimiser steps from one choice of channels to the next.
     """
 
     target: float = 0.5
     by: By = "macs"
-    importance: Literal["l2", "l1", "random", "bn"] = "l2"
+    importance: str = "l2"
+    reduction: Reduction = "sum"
+    scope: Scope = "global"
     min_channels: int = 2
     round_to: int = 1
+    schedule: Schedule = "oneshot"
+    epochs: int = 5
+    lr: float | None = None
+    every: int = 16
 
     def __post_init__(self) -> None:
-        check("prune", self.target, self.by)
-        if self.importance not in IMPORTANCES:
-            raise InputError("prune.importance", self.importance, f"must be one of {', '.join(IMPORTANCES)}")
-        for name in ("min_channels", "round_to"):
+        check("prune", self.target, self.by, get_args(By))
+        choices = {"importance": IMPORTANCES, "reduction": get_args(Reduction), "scope": get_args(Scope)}
+        choices["schedule"] = get_args(Schedule)
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"prune.{name}", getattr(self, name), f"must be one of {', '.join(known)}")
+        for name in ("min_channels", "round_to", "epochs", "every"):
             if getattr(self, name) < 1:
                 raise InputError(f"prune.{name}", getattr(self, name), "must be 1 or more")
+        if self.lr is not None and not self.lr > 0:
+            raise InputError("prune.lr", self.lr, "must be above 0")
+        for name, slow in (("by", "latency"), ("scope", "sensitivity")):
+            if self.schedule != "oneshot" and getattr(self, name) == slow:
+                raise InputError(f"prune.{name}", slow, f"takes too long to be measured over and over, {self.schedule}")
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
-        """Raises InputError for a model that is a file already, and for a net that cannot be traced."""
+        """Raises InputError for a model that is a file already."""
         if not isinstance(model, students.Classifier):
             raise InputError("stages", "prune", "must come before export: a file has no channels to take out")
-        plan = model.blueprint
-        shape = (plan.in_chans, plan.image_size, plan.image_size)
         reference = context.reference or model
-        x = _images(model, shape, context.seed)
-        groups = _groups(model, x)
-        able = channels.separable(model.net, x, groups)
-        goal = self.target * cost_of(reference, shape, self.by)
-        while True:
-            removal = self._choose(model.net, able, goal, shape, context.seed)
-            right = channels.sound(model.net, x, removal)
-            if len(right) == len(removal):
-                break
-            able = [group for group in able if group not in removal or group in right]
-        small = channels.sliced(model.net, removal)
-        _retell(small)
-        made = copy.deepcopy(model)
-        students.edit(made, channels.changes(model.net, small), small.state_dict())
-        kept = {by: cost_of(made, shape, by) / cost_of(reference, shape, by) for by in KINDS}
-        whole = [group.name for group in groups if group not in able]
+        model, standardised = plain(model)
+        traced = Traced(model, context.seed)
+        trained: dict[str, Any] = {}
+        if self.schedule == "oneshot":
+            removal = self.removal(traced, reference, context)
+        else:
+            model, trained = self._trained(traced, reference, replace(context, reference=reference))
+            removal = traced.of(model).silent()
+        made = taken_out(model, removal)
+        kept = {by: traced.share(by, reference)(removal) for by in dict.fromkeys((*KINDS, self.by))}
+        whole = [group.name for group in traced.channels.groups if group not in traced.able]
         widths = {group.name: group.channels - len(gone) for group, gone in removal.items()}
-        details = {"kept_macs": kept["macs"], "kept_params": kept["params"], "groups": len(groups)}
+        details = {f"kept_{by}": share for by, share in kept.items()} | {"groups": len(traced.channels.groups)}
+        details |= trained
         notes = self._notes(kept[self.by], whole, changed=bool(removal))
+        if standardised:
+            told = f"{len(standardised)} weight-standardised convolutions became plain ones, which answer alike"
+            notes += (f"{told}: a standardised weight depends on every channel.",)
         return made.eval(), Report("prune", notes, details | {"whole": whole, "widths": widths})
 
-    def _choose(self, net: nn.Module, groups: Sequence[Group], goal: float, shape: Shape, seed: int) -> Removal:
-        """The removal whose cost comes nearest to `goal`, found by bisection on how many channels go."""
-        ranking = self._ranking(net, groups, seed)
+    def _trained(
+        self, traced: Traced, reference: nn.Module, context: Context
+    ) -> tuple[students.Classifier, dict[str, Any]]:
+        """The model with channels masked as it learns, their weights zero in the end."""
+        made = copy.deepcopy(traced.model).requires_grad_(True)
+        layers = masks.layers(made.net)
+        read = {axis.path for group in traced.able for axis in _read(group, layers)}
+        layers = {path: layer for path, layer in layers.items() if f"{path}.weight" in read}
+
+        def choose(_: masks.Tensors, gone: float) -> dict[str, Tensor]:
+            now = traced.of(copy.deepcopy(traced.model))
+            fill(now.model.net, masks.below(made.net))
+            ranking = self.ranking(now, context) if gone else []
+            return now.masks(self._nearest(now, reference, ranking, 1 - gone), layers)
+
+        dynamic = self.schedule == "dynamic"
+        masks.hold(layers, choose({}, 0.0), feedback=dynamic)
+        inner, _ = lessons(made, context)
+        regime = Sparsifying(inner, layers, choose, (0.0, 1 - self.target), self.every, dynamic)
+        config = replace(context.fit, epochs=self.epochs, lr=self.lr or context.fit.lr, warmup_epochs=0)
+        config = replace(config, select="last", patience=None)  # the epochs before it have more channels
+        history = fit(regime, context.data, config, context.folder, context.accelerator, label="prune")
+        shipped = regime.deploy()
+        masks.bake(shipped)
+        return students.adopt(shipped).eval(), {"curve": history.epochs}
+
+    def removal(self, traced: Traced, reference: nn.Module, context: Context) -> Removal:
+        """What goes, so that the cost comes nearest to the target."""
+        ranking = self.ranking(traced, context)
+        while True:
+            removal = self._nearest(
+                traced, reference, [pair for pair in ranking if pair[0] in traced.able], self.target
+            )
+            right = channels.sound(traced.model.net, traced.x, removal)
+            if len(right) == len(removal):
+                return removal
+            traced.able = [group for group in traced.able if group not in removal or group in right]
+
+    def ranking(self, traced: Traced, context: Context) -> list[tuple[Group, int]]:
+        """All channels that can go, in the order in which they go."""
+        judge = IMPORTANCES[self.importance]
+        values = judge.entries(traced.model, context)
+        scores: dict[Group, Tensor] = {}
+        for group in traced.able:
+            rows = group.rows(values)
+            found = judge.channels(rows, self.reduction) if rows else torch.ones(group.channels)
+            mean = 1.0 if judge.compares else float(found.mean())
+            # a fresh net's mute branches say nothing of their channels
+            scores[group] = found / mean if mean > 0 else torch.ones(group.channels)
+        orders = {group: found.argsort(stable=True).tolist() for group, found in scores.items()}
+        if self.scope == "sensitivity":
+            by = "params" if self.by == "params" else "macs"
+            whole = traced.channels.cost(by, {})
+            costs = {group: float(max(1, whole - traced.channels.cost(by, {group: [0]}))) for group in orders}
+            return ranked(sensitivity(traced.model, orders, context), orders, costs)
+        entries = []
+        for place, (group, order) in enumerate(orders.items()):
+            for rank, channel in enumerate(order):
+                # where scores are equal, as in a fresh net, groups are to shrink alike
+                part = rank / group.channels
+                score = float(scores[group][channel]) if self.scope == "global" else part
+                entries.append((score, part, place, channel))
+        return [(traced.able[place], channel) for _, _, place, channel in sorted(entries)]
+
+    def _nearest(
+        self, traced: Traced, reference: nn.Module, ranking: Sequence[tuple[Group, int]], target: float
+    ) -> Removal:
+        """By bisection on how many channels of the ranking go."""
 
         def removal(count: int) -> Removal:
             weak: dict[Group, list[int]] = {}
@@ -87,29 +186,16 @@ class Prune:
             gone = {group: group.channels - self._width(group, group.channels - len(weak[group])) for group in weak}
             return {group: weak[group][:most] for group, most in gone.items() if most}
 
-        def cost(count: int) -> int:
-            return cost_of(channels.sliced(net, removal(count)), shape, self.by)
-
+        share = traced.share(self.by, reference)
         few, many = 0, len(ranking)
-        if cost(few) <= goal or cost(many) >= goal:
-            return removal(few if cost(few) <= goal else many)
-        while many - few > 1:
+        if (none := share({})) <= target or (all_ := share(removal(many))) >= target:
+            return removal(few if none <= target else many)
+        shares = {few: none, many: all_}
+        while many - few > 1 and (self.by != "latency" or min(_misses(shares, target)) > TOLERANCE / 3):
             middle = (few + many) // 2
-            few, many = (few, middle) if cost(middle) <= goal else (middle, many)
-        return removal(min((few, many), key=lambda count: abs(cost(count) - goal)))
-
-    def _ranking(self, net: nn.Module, groups: Sequence[Group], seed: int) -> list[tuple[Group, int]]:
-        """All channels, the least important ones first. Importances are 1 on average, so that groups compare."""
-        ranked = []
-        for place, group in enumerate(groups):
-            weights = group.weights(net)
-            judge = partial(random, seed=seed + place) if self.importance == "random" else IMPORTANCES[self.importance]
-            scores = judge(weights)
-            order = (scores / scores.mean().clamp(min=1e-12)).sort(stable=True)
-            for rank, (score, channel) in enumerate(zip(order.values.tolist(), order.indices.tolist(), strict=True)):
-                # where scores are equal, as in a fresh net, groups are to shrink alike
-                ranked.append((score, rank / group.channels, place, channel))
-        return [(groups[place], channel) for _, _, place, channel in sorted(ranked)]
+            shares[middle] = share(removal(middle))
+            few, many = (few, middle) if shares[middle] <= target else (middle, many)
+        return removal(min(shares, key=lambda count: abs(shares[count] - target)))
 
     def _width(self, group: Group, wanted: int) -> int:
         """How many channels stay where `wanted` of them rank high enough."""
@@ -131,12 +217,108 @@ class Prune:
         return tuple(notes)
 
 
-def _groups(model: students.Classifier, x: Tensor) -> list[Group]:
-    try:
-        return channels.find(model.net, x[:1])
-    except Exception as error:  # torch-pruning raises anything on nets that it does not follow
-        why = f"torch-pruning cannot follow this net ({type(error).__name__}: {error})"
-        raise InputError("stages", "prune", why) from error
+class Traced:
+    """A model as pruning sees it: its channels, and images to try it on.
+
+    Attributes:
+        shape: (C, H, W) of the images that costs are counted for.
+        x: noise, for slicing has to be right for any image; smaller than `shape` where the net is heavy and allows it.
+        channels: what the trace found.
+        able: the groups that were seen to be right.
+    """
+
+    def __init__(self, model: students.Classifier, seed: int = 0) -> None:
+        plan = model.blueprint
+        self.model, self.shape = model, (plan.in_chans, plan.image_size, plan.image_size)
+        self._drawn = copy.deepcopy(model).to("meta")
+        side = self._side()
+        noise = torch.rand(2, plan.in_chans, side, side, generator=torch.Generator().manual_seed(seed))
+        self.x = model.normalize(noise.to(model.mean.device))
+        self.channels: Channels = channels.find(model.net, self.x[:1])
+        self.able = channels.separable(model.net, self.x, self.channels.groups)
+
+    def of(self, model: students.Classifier) -> Traced:
+        """The same of a model that differs in its weights alone."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def masks(self, removal: Removal, layers: Mapping[str, masks.Layer]) -> dict[str, Tensor]:
+        """For the weights of layers, what stays."""
+        kept = {path: torch.ones_like(weight, dtype=torch.bool) for path, weight in masks.weights(layers).items()}
+        for group, gone in removal.items():
+            for axis in _read(group, layers):
+                index = torch.tensor([entry for channel in gone for entry in group.axes[axis][channel]])
+                mask = kept[axis.path.removesuffix(".weight")]
+                mask.index_fill_(axis.dim or 0, index.to(mask.device), False)
+        return kept
+
+    def silent(self) -> Removal:
+        """The channels of which nothing is read."""
+        layers = masks.layers(self.model.net)
+        weights = {f"{path}.weight": weight for path, weight in masks.weights(layers).items()}
+        removal: dict[Group, list[int]] = {}
+        for group in self.able:
+            read = replace(group, axes={axis: group.axes[axis] for axis in _read(group, layers)})
+            heard = [rows.any(1) for rows in read.rows(weights)]
+            if heard and (silent := (~torch.stack(heard).any(0)).nonzero().flatten().tolist()):
+                removal[group] = silent
+        return removal
+
+    def share(self, by: str, reference: nn.Module) -> Callable[[Removal], float]:
+        """A function of what goes: the share of the reference's cost that is left."""
+        if by == "latency":
+            return lambda removal: _faster(taken_out(self.model, removal), reference, self.shape)
+        own = self._work if by == "macs" else cost_of(self.model, self.shape, by)
+        whole = own if reference is self.model else cost_of(reference, self.shape, by)
+        if by == "macs" and self.x.shape[-1] != self.shape[-1]:
+            return lambda removal: macs(taken_out(self._drawn, removal), self.shape) / whole
+        untraced = own - self.channels.cost(by, {})
+        return lambda removal: (untraced + self.channels.cost(by, removal)) / whole
+
+    @cached_property
+    def _work(self) -> int:
+        try:
+            return macs(self._drawn, self.shape)
+        except Exception:  # whatever a net raises that makes tensors of its own
+            return macs(self.model, self.shape)
+
+    def _side(self) -> int:
+        """Of the images to trace: halved as long as the net is heavy and takes smaller ones."""
+        side, work = self.shape[1], self._work
+        while work > _HEAVY and side % 2 == 0:
+            try:
+                work = macs(self._drawn, (self.shape[0], side // 2, side // 2))
+            except Exception:  # whatever a net raises that takes no smaller images
+                break
+            side //= 2
+        return side
+
+
+def _read(group: Group, layers: Mapping[str, masks.Layer]) -> list[Axis]:
+    """Where layers read the channels; where none does, as of the queries of attention, where layers make them. What
+    makes a masked channel goes on, so that the gradient of who reads it tells whether it should come back."""
+    sides = [axis for axis in group.axes if axis.path.removesuffix(".weight") in layers and axis.dim in (0, 1)]
+    return [axis for axis in sides if axis.dim == 1] or sides
+
+
+def taken_out(model: students.Classifier, removal: Removal) -> students.Classifier:
+    """A copy of `model` without the channels, which its blueprint tells."""
+    small = channels.sliced(model.net, removal)
+    _retell(small)
+    made = copy.deepcopy(model)
+    students.edit(made, channels.changes(model.net, small), small.state_dict())
+    return made
+
+
+def _faster(model: nn.Module, reference: nn.Module, shape: Shape) -> float:
+    """The time that `model` takes, relative to the reference, measured in turns."""
+    found = latency({"model": model, "reference": reference}, shape, batches=(1,), repeats=20, seconds=2.0)
+    return float(found["model"]["batch1"]["p50"] / found["reference"]["batch1"]["p50"])
+
+
+def _misses(shares: dict[int, float], target: float) -> list[float]:
+    return [abs(share - target) for share in shares.values()]
 
 
 def _retell(net: nn.Module) -> None:
@@ -146,9 +328,3 @@ def _retell(net: nn.Module) -> None:
     for name in ("num_features", "head_hidden_size"):
         if features is not None and name in vars(net):
             setattr(net, name, features)
-
-
-def _images(model: students.Classifier, shape: Shape, seed: int) -> Tensor:
-    """Noise: slicing has to be right for any image."""
-    noise = torch.rand(4, *shape, generator=torch.Generator().manual_seed(seed))
-    return model.normalize(noise.to(model.mean.device))

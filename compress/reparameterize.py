@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import students
+from students.edits import Replace
 
 _METHODS = ("fuse", "reparameterize", "switch_to_deploy")  # timm's blocks have one; the first gives the new block
 
@@ -26,6 +30,46 @@ def reparameterized(model: nn.Module, x: Tensor, tolerance: float) -> tuple[nn.M
     with torch.no_grad():
         left = list(_convert(made, ""))
         return (made, left) if _agree(made, model, x, tolerance) else (model, list(_able(model)))
+
+
+def plain(model: students.Classifier) -> tuple[students.Classifier, list[str]]:
+    """With plain convolutions in the place of weight-standardised ones a copy, which answers alike; and their paths.
+
+    A standardised weight depends on all of its inputs, none of which could be taken out of it.
+    """
+    from timm.layers import ScaledStdConv2d, StdConv2d  # late: it takes a while
+
+    edits, weights = [], {}
+    for path, module in model.net.named_modules():
+        if not isinstance(module, (StdConv2d, ScaledStdConv2d)):
+            continue
+        taken: list[Tensor] = []
+        with _Weights(taken), torch.no_grad():
+            module(torch.zeros(1, module.in_channels, *module.kernel_size, device=module.weight.device))
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        settings = {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
+        edits.append(Replace(path, [{"type": "Conv2d", **settings}]))
+        weights[f"{path}.0.weight"] = taken[0]
+        if module.bias is not None:
+            weights[f"{path}.0.bias"] = module.bias.detach()
+    if not edits:
+        return model, []
+    made = copy.deepcopy(model)
+    students.edit(made, edits, weights)
+    return made, [edit.module for edit in edits]
+
+
+class _Weights(TorchDispatchMode):
+    """Notes what convolutions work with."""
+
+    def __init__(self, taken: list[Tensor]) -> None:
+        super().__init__()
+        self.taken = taken
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ == "convolution":
+            self.taken.append(args[1])
+        return func(*args, **(kwargs or {}))
 
 
 def _convert(parent: nn.Module, prefix: str) -> Iterator[str]:

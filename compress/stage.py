@@ -28,13 +28,13 @@ class Context:
 
     Attributes:
         data: calibration reads its training split, decisions its validation split, nothing its test split.
-        teacher: whom recovery learns from (one, an ensemble, stored answers); None: from the labels alone.
+        teacher: whom recovery learns from (one, an ensemble, stored answers); None: from the reference.
         folder: where the stage may write; it goes on there after a kill.
         fit: how a stage trains, if it does.
         objective: makes a fresh objective for each training.
         seed: of whatever a stage draws.
         reference: the model before the first stage, which targets are relative to; None: the model that comes in.
-        calibration: how many training images are shown to a stage that looks at activations.
+        calibration: how many training images are shown to a stage that looks at activations or gradients.
         accelerator: of the run, where there is one.
     """
 
@@ -53,12 +53,16 @@ class Context:
 
         Raises InputError where that is none.
         """
+        return self.labelled()[0]
+
+    def labelled(self) -> tuple[Tensor, Tensor]:
+        """`images()` and their (n,) labels."""
         train = self.data.train
         count = min(self.calibration, len(train))
         if count < 1:
             raise InputError("calibration", count, "at least one training image is needed")
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
-        return torch.cat(list(train.read([order[:count]]))).float() / 255
+        return torch.cat(list(train.read([order[:count]]))).float() / 255, train.labels[order[:count]]
 
 
 @dataclass(frozen=True)

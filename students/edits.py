@@ -149,7 +149,11 @@ def edit(model: Classifier, edits: Sequence[Edit], weights: Mapping[str, Tensor]
 
 
 def shallow(net: Net) -> Net:
-    """A copy that shares every tensor."""
+    """A copy that shares every tensor but what a net keeps of its answers, as LeViT does of its biases."""
+    for module in net.modules():
+        for name, value in vars(module).items():
+            if name.endswith("_cache") and isinstance(value, dict):
+                value.clear()
     return copy.deepcopy(net, {id(tensor): tensor for tensor in chain(net.parameters(), net.buffers())})
 
 

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.layers import RmsNorm2d
+from torch import nn
+from torch.nn.utils import parametrize
 
 import students
 from compress import channels, cost
 from compress.importance import IMPORTANCES
+from compress.labels import Axis
 from compress.prune import Prune
+from kd.checkpoint import Checkpoints
 from kd.errors import InputError
+from kd.evaluate import evaluate
+from kd.fit import Fit
 
 
 def create(name: str, size: int = 16, width: float = 1.0) -> students.Classifier:
@@ -28,8 +35,9 @@ def images(size: int = 16) -> torch.Tensor:
 
 
 def shares(model: students.Classifier, pruned: students.Classifier) -> dict[str, float]:
-    size = model.blueprint.image_size
-    before, after = (cost.measure(each, (3, size, size)) for each in (model, pruned))
+    plan = model.blueprint
+    shape = (plan.in_chans, plan.image_size, plan.image_size)
+    before, after = (cost.measure(each, shape) for each in (model, pruned))
     return {"macs": after.macs / before.macs, "params": after.params / before.params}
 
 
@@ -96,24 +104,22 @@ def test_shortcuts_that_pad_keep_their_streams_whole(context):
     assert [pruned.net.get_submodule(f"layer{n}.1.conv2").out_channels for n in (1, 2, 3)] == [16, 32, 64]
 
 
-def test_grouped_shuffled_channels_are_left_whole_and_said_so(context):
+def test_shuffled_channels_keep_their_places(context):
     model = create("cifar_shufflenetv1", 16, width=0.25)
     pruned, report = Prune(0.5)(model, context())
 
-    assert report.details["widths"] == {}
-    assert len(report.details["whole"]) == report.details["groups"]
-    assert report.notes[-1].startswith("100% of the macs are kept instead of 50%")
-    assert torch.equal(pruned(images()), model(images()))
+    assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.05)
+    assert pruned(images()).shape == (4, 10)
 
 
 def test_a_group_that_only_the_real_removal_shows_to_be_wrong_is_put_back(context, monkeypatch):
     find = channels.find
 
     def mistaken(net, x):
-        first, *rest = find(net, x)
-        wrong = next(group for group in rest if group.name == "layer1.0.conv1")
-        turned = {axis: e if axis.makes else [*e[1:], e[0]] for axis, e in wrong.axes.items()}
-        return [first, *(replace(group, axes=turned) if group is wrong else group for group in rest)]
+        found = find(net, x)
+        wrong = next(group for group in found.groups if group.name == "layer1.0.conv1")
+        wrong.axes[Axis("layer1.0.conv2.weight", 1)].reverse()
+        return found
 
     monkeypatch.setattr(channels, "find", mistaken)
     monkeypatch.setattr(channels, "separable", lambda net, x, groups: groups)
@@ -122,6 +128,117 @@ def test_a_group_that_only_the_real_removal_shows_to_be_wrong_is_put_back(contex
     assert report.details["whole"] == ["layer1.0.conv1"]
     assert pruned.net.get_submodule("layer1.0.conv1").out_channels == 16
     assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_every_importance_meets_the_target(importance, context, trained):
+    pruned, report = Prune(0.5, importance=importance)(trained, context(calibration=64))
+
+    assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.03)
+    assert pruned(torch.rand(2, 1, 8, 8)).isfinite().all()
+
+
+def test_groups_lose_the_same_share_where_that_is_asked_for(context, trained):
+    _, report = Prune(0.5, scope="layer")(trained, context())
+    shares = [width / trained.net.get_submodule(path).out_channels for path, width in report.details["widths"].items()]
+
+    assert len(shares) == report.details["groups"]
+    assert max(shares) - min(shares) < 0.1
+
+
+def test_the_insensitive_lose_most(context, trained):
+    """Half of one block's channels are read with next to no weight: their group can lose them unharmed."""
+    model = copy.deepcopy(trained)
+    with torch.no_grad():
+        model.net.get_submodule("layer3.0.conv2").weight[:, ::2] *= 1e-3
+    widths = {
+        scope: Prune(0.6, scope=scope)(model, context())[1].details["widths"] for scope in ("sensitivity", "layer")
+    }
+    inner = "layer3.0.conv1"
+
+    assert widths["sensitivity"].get(inner, 64) < widths["layer"][inner]
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "dynamic"])
+@pytest.mark.parametrize("importance", ["l2", "taylor"])
+def test_channels_go_while_the_net_learns(schedule, importance, context, trained):
+    stage = Prune(0.4, importance=importance, schedule=schedule, epochs=2, every=4)
+    pruned, report = stage(trained, context(fit=Fit(lr=0.01, trackers=()), calibration=32))
+    at_once, _ = Prune(0.4, importance=importance)(trained, context(calibration=32))
+    kept = shares(trained, pruned)
+    val = [evaluate(model, context().data.evaluation("val")).top1 for model in (pruned, at_once)]
+
+    assert kept["macs"] == pytest.approx(0.4, abs=0.03)
+    assert report.details["kept_macs"] == pytest.approx(kept["macs"])
+    assert len(report.details["curve"]) == 2
+    assert val[0] == pytest.approx(report.details["curve"][-1]["top1_val"])  # slicing what is masked changes nothing
+    assert val[0] > val[1]
+    assert not any(parametrize.is_parametrized(module) for module in pruned.modules())
+
+
+def test_a_gradual_schedule_goes_on_after_a_kill(context, trained, tmp_path):
+    stage = Prune(0.4, schedule="dynamic", epochs=3, every=4)
+    settings = {"fit": Fit(lr=0.01, trackers=()), "calibration": 32}
+    whole, _ = stage(trained, context(folder=tmp_path / "whole", **settings))
+    with pytest.MonkeyPatch.context() as patch:
+        save = Checkpoints.save
+
+        def killed(self, step, state):
+            save(self, step, state)
+            if state["epoch"] == 2:
+                raise KeyboardInterrupt
+
+        patch.setattr(Checkpoints, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage(trained, context(folder=tmp_path / "broken", **settings))
+    resumed, _ = stage(trained, context(folder=tmp_path / "broken", **settings))
+
+    assert whole.blueprint == resumed.blueprint
+    assert all(torch.equal(one, resumed.state_dict()[name]) for name, one in whole.state_dict().items())
+
+
+def test_a_share_of_the_time_is_met_by_measuring(context, monkeypatch):
+    """A clock of our own: an image takes as many seconds as the net has parameters."""
+    model = create("cifar_resnet20")
+
+    def counted(models, shape, **_):
+        sizes = {name: sum(p.numel() for p in each.parameters()) for name, each in models.items()}
+        return {name: {"batch1": {"p50": float(size)}} for name, size in sizes.items()}
+
+    monkeypatch.setattr("compress.prune.latency", counted)
+    pruned, report = Prune(0.5, by="latency")(model, context())
+
+    assert shares(model, pruned)["params"] == pytest.approx(0.5, abs=0.03)
+    assert report.details["kept_latency"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_standardised_weights_become_plain_and_can_go(context):
+    """In a standardised weight every input changes all others."""
+    model = create("nf_regnet_b0", 32, width=0.25)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gain" in name:  # those of the last layers of branches begin at zero
+                parameter.uniform_(0.5, 1.5)
+    pruned, report = Prune(0.5)(model, context())
+
+    assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.03)
+    assert any("weight-standardised" in note for note in report.notes)
+    assert pruned(images(32)).isfinite().all()
+
+
+def test_the_same_channels_at_zero_answer_alike_behind_root_mean_squares(context):
+    """Less channels have another mean square; the scale makes up for it, and the epsilon."""
+    torch.manual_seed(0)
+    norm = RmsNorm2d(16, eps=0.1)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.GELU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(8 * 144, 5))
+    found = channels.find(net.eval(), images())
+    removal = {group: [0, 2, 3] for group in found.groups}
+    small, quiet = channels.sliced(net, removal), channels.silenced(net, removal)
+
+    assert [group.channels for group in found.groups] == [16, 8]
+    assert torch.allclose(small(images()), quiet(images()), atol=1e-5)
+    assert not torch.allclose(quiet(images()), net(images()), atol=1e-2)
 
 
 NETS = {
@@ -189,7 +306,7 @@ def test_widths_are_multiples(context):
     assert all(width % 8 == 0 for width in report.details["widths"].values())
 
 
-@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("importance", ["l1", "l2", "bn", "random", "fpgm"])
 def test_fresh_nets_with_mute_branches_shrink_evenly(importance, context):
     """timm begins the last norm of a block with zeros, other norms with ones: BatchNorm scales tell nothing apart."""
     torch.manual_seed(0)
@@ -223,15 +340,25 @@ def test_timms_protocol_tells_the_new_width(context):
     [
         ("target", 0, "must be above 0 and below 1"),
         ("target", 1.0, "must be above 0 and below 1"),
-        ("by", "latency", "must be macs or params"),
-        ("importance", "taylor", "must be one of l1, l2, bn, random"),
+        ("by", "seconds", "must be macs or params or latency"),
+        ("importance", "wanda", "must be one of l1, l2, random, lamp"),
+        ("reduction", "median", "must be one of sum, mean, max"),
+        ("scope", "net", "must be one of global, layer, sensitivity"),
         ("min_channels", 0, "must be 1 or more"),
         ("round_to", 0, "must be 1 or more"),
+        ("schedule", "cubic", "must be one of oneshot, gradual, dynamic"),
+        ("epochs", 0, "must be 1 or more"),
+        ("lr", 0.0, "must be above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(field, value, allowed):
     with pytest.raises(InputError, match=rf"^prune\.{field}: {value}: {allowed}"):
         Prune(**{field: value})
+
+
+def test_what_is_measured_is_not_measured_over_and_over():
+    with pytest.raises(InputError, match=r"prune\.scope: sensitivity: takes too long"):
+        Prune(scope="sensitivity", schedule="gradual")
 
 
 def test_only_a_classifier_has_channels(context):

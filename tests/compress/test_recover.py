@@ -94,7 +94,7 @@ def test_without_a_teacher_the_labels_mend_and_it_is_told(damaged, settings, few
     mended, report = Recover(epochs=3)(damaged, settings(teacher=None))
 
     assert top1(mended, few) > top1(damaged, few) + 10
-    assert report.notes == ("There is no teacher: recovery learnt from the labels alone.",)
+    assert report.notes == ("There is no teacher: the model learnt from the labels alone.",)
 
 
 def test_the_given_model_stays_as_it_was(damaged, settings):
@@ -151,6 +151,21 @@ def test_factorised_nets_recover_and_reload(trained, settings, few, tmp_path):
 
     assert top1(mended, few) > top1(cut, few) + 10
     assert same(students.load(tmp_path / "mended"), mended)
+
+
+def test_weights_that_are_zero_stay_zero_unless_told_otherwise(damaged, settings, few, tmp_path):
+    weight = damaged.net.get_submodule("layer3.0.conv1").weight
+    with torch.no_grad():
+        weight.masked_fill_(weight.abs() < weight.abs().median(), 0)
+    zero = weight == 0
+    assert 0.4 < zero.float().mean() < 0.6
+    mended, _ = Recover(epochs=3)(damaged, settings(folder=tmp_path / "kept"))
+    loose, _ = Recover(epochs=3, keep_zeros=False)(damaged, settings(folder=tmp_path / "loose"))
+
+    assert top1(mended, few) > top1(damaged, few) + 10
+    assert torch.equal(mended.net.get_submodule("layer3.0.conv1").weight == 0, zero)
+    assert not (loose.net.get_submodule("layer3.0.conv1").weight == 0).any()
+    assert mended.state_dict().keys() == damaged.state_dict().keys()
 
 
 def test_what_is_scored_is_what_comes_out(damaged, settings, few):
