@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/ready
 
-.PHONY: digits cifar10 test slow sweep lint format clean
+.PHONY: digits cifar10 test slow sweep sweep-prune lint format clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ slow: $(READY)  ## the sweeps that the ordinary tests leave out
 sweep: $(READY)  ## docs/zoo.md anew: every family of timm at half the width and depth; and the slow tests
 	$(BIN)/python -W ignore -m experiments.zoo > docs/zoo.md
 	$(BIN)/python -m pytest -m slow
+
+sweep-prune: $(READY)  ## docs/pruning.md anew: every family of timm pruned and proved, torch-pruning beside it; hours
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sweep]'
+	$(BIN)/python -W ignore -m experiments.prune_zoo --out runs/prune-zoo --write docs/pruning.md
 
 lint: $(READY)  ## style, types and layers
 	$(BIN)/ruff check .

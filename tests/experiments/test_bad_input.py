@@ -47,6 +47,7 @@ def image_folder(root, classes=("a", "b"), count=10):
     return root
 
 
+ROUNDS = "[{class_path: compress.Repeat, init_args: {rounds: %d, stages: [%s]}}]"
 WORDS = [
     ("pipeline", ["--data.source", "no/such-data"], ["data.source", "no/such-data"]),
     ("pipeline", ["--data.sauce", "digits"], ["data.sauce"]),
@@ -79,6 +80,8 @@ WORDS = [
     ("pipeline", ["--stages", "[{class_path: compress.Prune, init_args: {target: 1.0}}]"], ["prune.target", "1.0"]),
     ("pipeline", ["--stages", "[{class_path: compress.LowRank, init_args: {target: 0}}]"], ["lowrank.target", "0"]),
     ("pipeline", ["--stages", "[{class_path: compress.Quantize, init_args: {mode: int3}}]"], ["mode", "int3"]),
+    ("pipeline", ["--stages", ROUNDS % (0, "compress.Prune")], ["repeat.rounds", "0"]),
+    ("pipeline", ["--stages", ROUNDS % (2, "compress.Export")], ["repeat.stages", "export"]),
     ("pipeline", ["--stages", "[{class_path: compress.Melt}]"], ["stages", "compress.Melt"]),
     ("pipeline", ["--report.threads", "0"], ["report.threads", "0"]),
     ("pipeline", ["--config", "nowhere.yaml"], ["nowhere.yaml"]),
