@@ -90,26 +90,42 @@ def convert(model: nn.Module, images: Tensor, opset: int) -> ModelProto:
 
     Raises InputError that names the operator, or what else stands in the way.
     """
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
     try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                model,
-                (images[:1].repeat(2, 1, 1, 1),),  # two: a batch of one would be taken for a constant
-                dynamo=True,
-                opset_version=opset,
-                dynamic_shapes=({0: batch},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                external_data=False,
-                verbose=False,
-            )
+        proto = _exported(model, images, opset)
     except torch.onnx.OnnxExporterError as error:
-        raise InputError("export", type(model).__name__, f"has no ONNX form: {_cause(error)}") from error
-    assert program is not None
-    proto = program.model_proto
+        try:  # fused attention has a form for four dimensions only, its matrix products for any
+            proto = _exported(_unfused(model), images, opset)
+        except torch.onnx.OnnxExporterError:
+            raise InputError("export", type(model).__name__, f"has no ONNX form: {_cause(error)}") from error
     _strip(proto)
     return proto
+
+
+def _exported(model: nn.Module, images: Tensor, opset: int) -> ModelProto:
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            (images[:1].repeat(2, 1, 1, 1),),  # two: a batch of one would be taken for a constant
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=({0: batch},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def _unfused(model: nn.Module) -> nn.Module:
+    """A copy of which timm's attentions write out their products."""
+    made = copy.deepcopy(model)
+    for module in made.modules():
+        if hasattr(module, "fused_attn"):
+            vars(module)["fused_attn"] = False
+    return made
 
 
 def _cause(error: BaseException) -> str:

@@ -148,7 +148,10 @@ class _Follow(TorchDispatchMode):
         tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
         if not any(any(label is not None for label in self.labels(tensor)) for tensor in tensors):
             return out
-        labels = rule(self, func, args, kwargs, results)
+        try:
+            labels = rule(self, func, args, kwargs, results)
+        except Exception:  # called as no rule expects
+            labels = _unknown(self, func, args, kwargs, results)
         for result, new in zip(results, labels, strict=False):
             if isinstance(result, Tensor):
                 self.known[result] = new

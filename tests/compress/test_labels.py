@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import students
-from compress import channels
+from compress import channels, labels
 from compress.channels import Channels
 from compress.cost import macs
 
@@ -547,3 +547,14 @@ def test_the_cost_of_nets_as_they_come_is_known_before_and_after(name):
     assert (found.cost("macs", {}), found.cost("params", {})) == (macs(net, (3, size, size)), params(net))
     assert found.cost("macs", removal) == macs(small, (3, size, size))
     assert found.cost("params", removal) == params(small)
+
+
+def test_what_is_called_as_no_rule_expects_stays(monkeypatch):
+    def surprised(*given):
+        raise IndexError
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(20, 2)).eval()
+    x = torch.rand(1, 3, 2, 2)
+    assert [group.channels for group in channels.find(net, x).groups] == [4, 5]
+    monkeypatch.setitem(labels._RULES, "addmm", surprised)
+    assert [group.channels for group in channels.find(net, x).groups] == [4]

@@ -205,7 +205,7 @@ def test_a_share_of_the_time_is_met_by_measuring(context, monkeypatch):
         sizes = {name: sum(p.numel() for p in each.parameters()) for name, each in models.items()}
         return {name: {"batch1": {"p50": float(size)}} for name, size in sizes.items()}
 
-    monkeypatch.setattr("compress.prune.latency", counted)
+    monkeypatch.setattr("compress.traced.latency", counted)
     pruned, report = Prune(0.5, by="latency")(model, context())
 
     assert shares(model, pruned)["params"] == pytest.approx(0.5, abs=0.03)

@@ -1,0 +1,130 @@
+"""`Traced`: a model as pruning sees it, and the model without some of what was seen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+import students
+from compress import channels, masks
+from compress.channels import Channels, Group, Removal
+from compress.cost import macs
+from compress.labels import Axis
+from compress.latency import latency
+from compress.target import Shape, cost_of
+
+_HEAVY = 10**10  # multiply-accumulates of an image above which smaller ones are traced, where the net takes them
+
+
+class Traced:
+    """A model, its channels, and images to try it on.
+
+    Attributes:
+        shape: (C, H, W) of the images that costs are counted for.
+        x: noise, for slicing has to be right for any image; smaller than `shape` where the net is heavy and allows it.
+        channels: what the trace found.
+        able: the groups that were seen to be right.
+    """
+
+    def __init__(self, model: students.Classifier, seed: int = 0) -> None:
+        plan = model.blueprint
+        self.model, self.shape = model, (plan.in_chans, plan.image_size, plan.image_size)
+        self._drawn = copy.deepcopy(model).to("meta")
+        side = self._side()
+        noise = torch.rand(2, plan.in_chans, side, side, generator=torch.Generator().manual_seed(seed))
+        self.x = model.normalize(noise.to(model.mean.device))
+        self.channels: Channels = channels.find(model.net, self.x[:1])
+        self.able = channels.separable(model.net, self.x, self.channels.groups)
+
+    def of(self, model: students.Classifier) -> Traced:
+        """The same of a model that differs in its weights alone."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def masks(self, removal: Removal, layers: Mapping[str, masks.Layer]) -> dict[str, Tensor]:
+        """For the weights of layers, what stays."""
+        kept = {path: torch.ones_like(weight, dtype=torch.bool) for path, weight in masks.weights(layers).items()}
+        for group, gone in removal.items():
+            for axis in readers(group, layers):
+                index = torch.tensor([entry for channel in gone for entry in group.axes[axis][channel]])
+                mask = kept[axis.path.removesuffix(".weight")]
+                mask.index_fill_(axis.dim or 0, index.to(mask.device), False)
+        return kept
+
+    def silent(self) -> Removal:
+        """The channels of which nothing is read."""
+        layers = masks.layers(self.model.net)
+        weights = {f"{path}.weight": weight for path, weight in masks.weights(layers).items()}
+        removal: dict[Group, list[int]] = {}
+        for group in self.able:
+            read = replace(group, axes={axis: group.axes[axis] for axis in readers(group, layers)})
+            heard = [rows.any(1) for rows in read.rows(weights)]
+            if heard and (silent := (~torch.stack(heard).any(0)).nonzero().flatten().tolist()):
+                removal[group] = silent
+        return removal
+
+    def share(self, by: str, reference: nn.Module) -> Callable[[Removal], float]:
+        """A function of what goes: the share of the reference's cost that is left."""
+        if by == "latency":
+            return lambda removal: _faster(taken_out(self.model, removal), reference, self.shape)
+        own = self._work if by == "macs" else cost_of(self.model, self.shape, by)
+        whole = own if reference is self.model else cost_of(reference, self.shape, by)
+        if by == "macs" and self.x.shape[-1] != self.shape[-1]:
+            return lambda removal: macs(taken_out(self._drawn, removal), self.shape) / whole
+        untraced = own - self.channels.cost(by, {})
+        return lambda removal: (untraced + self.channels.cost(by, removal)) / whole
+
+    @cached_property
+    def _work(self) -> int:
+        try:
+            return macs(self._drawn, self.shape)
+        except Exception:  # whatever a net raises that makes tensors of its own
+            return macs(self.model, self.shape)
+
+    def _side(self) -> int:
+        """Of the images to trace: halved as long as the net is heavy and takes smaller ones."""
+        side, work = self.shape[1], self._work
+        while work > _HEAVY and side % 2 == 0:
+            try:
+                work = macs(self._drawn, (self.shape[0], side // 2, side // 2))
+            except Exception:  # whatever a net raises that takes no smaller images
+                break
+            side //= 2
+        return side
+
+
+def readers(group: Group, layers: Mapping[str, masks.Layer]) -> list[Axis]:
+    """Where layers read the channels; where none does, as of the queries of attention, where layers make them. What
+    makes a masked channel goes on, so that the gradient of who reads it tells whether it should come back."""
+    sides = [axis for axis in group.axes if axis.path.removesuffix(".weight") in layers and axis.dim in (0, 1)]
+    return [axis for axis in sides if axis.dim == 1] or sides
+
+
+def taken_out(model: students.Classifier, removal: Removal) -> students.Classifier:
+    """A copy of `model` without the channels, which its blueprint tells."""
+    small = channels.sliced(model.net, removal)
+    _retell(small)
+    made = copy.deepcopy(model)
+    students.edit(made, channels.changes(model.net, small), small.state_dict())
+    return made
+
+
+def _faster(model: nn.Module, reference: nn.Module, shape: Shape) -> float:
+    """The time that `model` takes, relative to the reference, measured in turns."""
+    found = latency({"model": model, "reference": reference}, shape, batches=(1,), repeats=20, seconds=2.0)
+    return float(found["model"]["batch1"]["p50"] / found["reference"]["batch1"]["p50"])
+
+
+def _retell(net: nn.Module) -> None:
+    """timm's nets keep the width of their features in numbers of their own."""
+    classifier = getattr(net, "get_classifier", nn.Identity)()
+    features = getattr(classifier, "in_features", None)
+    for name in ("num_features", "head_hidden_size"):
+        if features is not None and name in vars(net):
+            setattr(net, name, features)
