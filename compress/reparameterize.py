@@ -90,7 +90,9 @@ def _converted(block: nn.Module) -> nn.Module:
     if method is None:
         return block
     block = copy.deepcopy(block)  # which a failure leaves half done
-    _recount(block)
+    for inner in block.modules():  # which it converts too
+        if any(hasattr(inner, name) for name in _METHODS):
+            _recount(inner)
     made = getattr(block, method)()
     return made if method == "fuse" else block
 
@@ -98,15 +100,20 @@ def _converted(block: nn.Module) -> nn.Module:
 def _recount(block: Any) -> None:
     """Pruning and an eased stem change layers, not the numbers that their block keeps of them."""
     convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
-    if convs:
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    numbers: dict[str, Any] = {}
+    if not convs and norms and getattr(block, "groups", None) == getattr(block, "in_chs", None):
+        numbers = dict.fromkeys(("groups", "in_chs", "out_chs"), norms[0].num_features)  # a norm as a depthwise layer
+    elif convs:
         conv = max(convs, key=lambda conv: conv.kernel_size)  # the first of them, and not that of an attention
         numbers = {
             "groups": conv.groups,
             "stride": conv.stride,
             "in_chs": conv.in_channels,
             "out_chs": conv.out_channels,
+            "dim": conv.out_channels,
         }
-        vars(block).update({name: value for name, value in numbers.items() if name in vars(block)})
+    vars(block).update({name: value for name, value in numbers.items() if name in vars(block)})
 
 
 def _able(model: nn.Module) -> Iterator[str]:
