@@ -496,8 +496,8 @@ def _totals(rows: Mapping[str, list[Row]], count: int) -> Iterator[str]:
     runs = [row for row in rows[THEIRS] if not row["failed"].keys() - {_EQUAL}]
     exact = sum(row.get("error", 1.0) <= TOLERANCE for row in runs)
     yield (
-        f"**{sum(not row['failed'] for row in rows[OURS])} of {count} families hold.** "
-        f"Of {THEIRS} {len(runs)} of {count} run, {exact} of them answer as zeroed."
+        f"**{sum(not row['failed'] for row in rows[OURS])} of {count} families hold**, {_examined(rows[OURS], count)}. "
+        f"Of {THEIRS} {len(runs)} run, {_examined(rows[THEIRS], count)}, and {exact} of them answer as zeroed."
     )
     seconds = {way: {row["name"]: row["seconds"] for row in rows[way] if "seconds" in row} for way in rows}
     for way, spent in seconds.items():
@@ -508,6 +508,10 @@ def _totals(rows: Mapping[str, list[Row]], count: int) -> Iterator[str]:
     both = [seconds[OURS][name] / seconds[THEIRS][name] for name in seconds[OURS].keys() & seconds[THEIRS].keys()]
     if both:
         yield f"Median of the ratio, where both end: {statistics.median(both):.2f}."
+
+
+def _examined(rows: list[Row], count: int) -> str:
+    return "all were examined" if len(rows) == count else f"{count - len(rows)} have still to be examined"
 
 
 def _cells(name: str, row: Row, other: Row) -> list[str]:
