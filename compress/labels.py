@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from compress.cost import plain_attention
 
 FIXED = 0  # the atom of whatever cannot go
 Labels = list[Tensor | None]
@@ -94,7 +95,7 @@ class Trace:
 def trace(net: nn.Module, x: Tensor) -> Trace:
     """Run `net` on the input `x` and note what goes together; nothing that reaches the logits can go."""
     found = Trace()
-    with torch.no_grad(), _plain_attention(), _Follow(net, found) as follow, follow.inside(net), _Scaled(follow):
+    with torch.no_grad(), plain_attention(), _Follow(net, found) as follow, follow.inside(net), _Scaled(follow):
         out = net(x)
     for tensor in tree_flatten(out)[0]:
         if isinstance(tensor, Tensor):
@@ -545,15 +546,3 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), _layer_norm),
     **dict.fromkeys(("native_group_norm",), _group_norm),
 }
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as the matrix products that it is."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
