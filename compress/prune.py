@@ -14,15 +14,13 @@ import students
 from compress import channels, masks
 from compress.channels import Group, Removal
 from compress.importance import IMPORTANCES, Reduction
-from compress.recover import lessons
 from compress.reparameterize import plain
 from compress.sensitivity import ranked, sensitivity
-from compress.sparsify import Schedule, Sparsifying
+from compress.sparsify import Schedule, learnt
 from compress.stage import Artefact, Context, Report
 from compress.target import KINDS, TOLERANCE, check
 from compress.traced import Traced, readers, taken_out
 from kd.errors import InputError
-from kd.fit import fit
 from students.edits import fill
 
 Scope = Literal["global", "layer", "sensitivity"]
@@ -111,27 +109,19 @@ class Prune:
         self, traced: Traced, reference: nn.Module, context: Context
     ) -> tuple[students.Classifier, dict[str, Any]]:
         """The model with channels masked as it learns, their weights zero in the end."""
-        made = copy.deepcopy(traced.model).requires_grad_(True)
-        layers = masks.layers(made.net)
+        made = copy.deepcopy(traced.model)
+        net, layers = made.net, masks.layers(made.net)
         read = {axis.path for group in traced.able for axis in readers(group, layers)}
         layers = {path: layer for path, layer in layers.items() if f"{path}.weight" in read}
 
         def choose(_: masks.Tensors, gone: float) -> dict[str, Tensor]:
             now = traced.of(copy.deepcopy(traced.model))
-            fill(now.model.net, masks.below(made.net))
+            fill(now.model.net, masks.below(net))
             ranking = self.ranking(now, context) if gone else []
             return now.masks(self._nearest(now, reference, ranking, 1 - gone), layers)
 
-        dynamic = self.schedule == "dynamic"
-        masks.hold(layers, choose({}, 0.0), feedback=dynamic)
-        inner, _ = lessons(made, context)
-        regime = Sparsifying(inner, layers, choose, (0.0, 1 - self.target), self.every, dynamic)
-        config = replace(context.fit, epochs=self.epochs, lr=self.lr or context.fit.lr, warmup_epochs=0)
-        config = replace(config, select="last", patience=None)  # the epochs before it have more channels
-        history = fit(regime, context.data, config, context.folder, context.accelerator, label="prune")
-        shipped = regime.deploy()
-        masks.bake(shipped)
-        return students.adopt(shipped).eval(), {"curve": history.epochs}
+        made, curve, _ = learnt(self, made, layers, choose, (0.0, 1 - self.target), context)
+        return made, {"curve": curve}
 
     def removal(self, traced: Traced, reference: nn.Module, context: Context) -> Removal:
         """What goes, so that the cost comes nearest to the target."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch.distributed as dist
 from torch import nn
@@ -89,17 +89,9 @@ class Sparsify:
             masks.bake(made)
         else:
             start = min(_zeros(layers), self._end)
-            masks.hold(layers, choose(masks.weights(layers), start), feedback=self.schedule == "dynamic")
-            inner, untaught = lessons(made.requires_grad_(True), context)
+            made, curve, untaught = learnt(self, made, layers, choose, (start, self._end), context)
             notes += untaught
-            regime = Sparsifying(inner, layers, choose, (start, self._end), self.every, self.schedule == "dynamic")
-            config = replace(context.fit, epochs=self.epochs, lr=self.lr or context.fit.lr, warmup_epochs=0)
-            config = replace(config, select="last", patience=None)  # the epochs before it are less sparse
-            history = fit(regime, context.data, config, context.folder, context.accelerator, label="sparsify")
-            details["curve"] = history.epochs
-            shipped = regime.deploy()
-            masks.bake(shipped)
-            made = students.adopt(shipped)
+            details["curve"] = curve
         details |= {"sparsity": _zeros(layers), "layers": {path: _zeros({path: layers[path]}) for path in layers}}
         return made.eval(), Report("sparsify", (*notes, *self._notes(details, odd)), details)
 
@@ -200,6 +192,42 @@ class Sparsifying(Regime):
 
     def candidates(self) -> dict[str, nn.Module]:
         return self.inner.candidates()
+
+
+class Training(Protocol):
+    """What a stage says of the training in which it masks weights: see `Sparsify`."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def lr(self) -> float | None: ...
+    @property
+    def every(self) -> int: ...
+
+
+def learnt(
+    stage: Training,
+    model: students.Classifier,
+    layers: Mapping[str, Layer],
+    choose: Callable[[Tensors, float], Tensors],
+    sparsity: tuple[float, float],
+    context: Context,
+) -> tuple[students.Classifier, list[dict[str, Any]], list[str]]:
+    """What becomes of `model` as its layers lose weights, its epochs, and what is to be said of who taught it; see
+    `Sparsifying` for the rest."""
+    dynamic = stage.schedule == "dynamic"
+    masks.hold(layers, choose(masks.weights(layers), sparsity[0]), feedback=dynamic)
+    inner, untaught = lessons(model.requires_grad_(True), context)
+    regime = Sparsifying(inner, layers, choose, sparsity, stage.every, dynamic)
+    config = replace(context.fit, epochs=stage.epochs, lr=stage.lr or context.fit.lr, warmup_epochs=0)
+    config = replace(config, select="last", patience=None)  # the epochs before it are less sparse
+    label = type(stage).__name__.lower()
+    history = fit(regime, context.data, config, context.folder, context.accelerator, label=label)
+    shipped = regime.deploy()
+    masks.bake(shipped)
+    return students.adopt(shipped).eval(), history.epochs, untaught
 
 
 def _agreed(chosen: Tensors) -> Tensors:
