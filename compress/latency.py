@@ -50,7 +50,7 @@ def latency(
         name: {"runtime": getattr(model, "runtime", "torch"), "threads": threads} for name, model in models.items()
     }
     ready = {name: model.on(threads) if isinstance(model, OnnxModel) else model for name, model in models.items()}
-    with _torch_threads(threads), ExitStack() as stack:
+    with torch_threads(threads), ExitStack() as stack:
         for model in models.values():
             stack.enter_context(inference(model))
         for batch in batches:
@@ -88,7 +88,8 @@ def _take_turns(calls: Mapping[str, Callable[[], object]], repeats: int, seconds
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """Torch computes with so many, and with as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -32,6 +32,7 @@ import compress
 import students
 from compress import Context, Export, OnnxModel
 from compress.cost import macs
+from compress.latency import torch_threads
 from compress.reparameterize import plain
 from experiments import cli
 from experiments.render.figures import MISSING
@@ -427,10 +428,10 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 def one(name: str, way: str, out: str) -> Row:
     """The row of a model that is examined here."""
-    torch.set_num_threads(1)
     path = _place(out, way, name)
     write = lambda row: atomic_write(path, json.dumps(row, indent=1))  # noqa: E731
-    row = examine(name, way, zoo.published(name).image_size, write)
+    with torch_threads(1):
+        row = examine(name, way, zoo.published(name).image_size, write)
     write(row)
     return row
 

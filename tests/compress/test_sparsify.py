@@ -203,9 +203,9 @@ def test_a_weight_that_was_cut_by_mistake_grows_back_where_it_is_dynamic(schedul
     model = copy.deepcopy(trained)
     with torch.no_grad():
         model.net.linear.weight[0] *= 1e-3
-    assert zeros(Sparsify(0.5, scope="layer")(model, settings())[0])["linear"][0].all()
-    stage = Sparsify(0.5, scope="layer", schedule=schedule, epochs=4, every=1)
-    made, _ = stage(model, settings(folder=None))
+    cut, _ = Sparsify(0.5, scope="layer")(model, settings())
+    assert zeros(cut)["linear"][0].all()
+    made, _ = Sparsify(0.6, scope="layer", schedule=schedule, epochs=4, every=1)(cut, settings(folder=None))
     assert (~zeros(made)["linear"][0]).any() == comes_back
 
 
