@@ -101,7 +101,7 @@ def convert(model: nn.Module, images: Tensor, opset: int) -> ModelProto:
     return proto
 
 
-def _exported(model: nn.Module, images: Tensor, opset: int) -> ModelProto:
+def _exported(model: nn.Module, images: Tensor, opset: int, optimize: bool = True) -> ModelProto:
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -113,10 +113,23 @@ def _exported(model: nn.Module, images: Tensor, opset: int) -> ModelProto:
             input_names=[INPUT],
             output_names=[OUTPUT],
             external_data=False,
+            optimize=optimize,
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    proto = program.model_proto
+    if optimize and not _closed(proto):  # where one tensor is clipped twice, its optimiser loses the limits
+        return _exported(model, images, opset, optimize=False)
+    return proto
+
+
+def _closed(proto: ModelProto) -> bool:
+    """Whether all that nodes read is there."""
+    graph = proto.graph
+    known = {part.name for part in (*graph.input, *graph.initializer)} | {
+        name for node in graph.node for name in node.output
+    }
+    return all(name in known for node in graph.node for name in node.input if name)
 
 
 def _unfused(model: nn.Module) -> nn.Module:

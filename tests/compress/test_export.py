@@ -126,3 +126,19 @@ def test_a_model_of_another_resolution_resizes_in_its_graph(digits, tmp_path, si
     exported = Export().write(model, digits, tmp_path / "model.onnx")  # which compares the two
     assert exported.image_shape == (1, 8, 8)
     assert "Resize" in {node.op_type for node in onnx.load(exported.path).graph.node}
+
+
+class Clipped(Stubborn):
+    """As Gemma's queries and keys are, each within limits of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = nn.ParameterList([torch.tensor(limit) for limit in (0.2, 0.6, 0.3, 0.7)])
+
+    def twist(self, x: torch.Tensor) -> torch.Tensor:
+        low, high, lower, higher = self.limits
+        return torch.clamp(x, low, high) + torch.clamp(x, lower, higher)
+
+
+def test_one_tensor_may_be_clipped_twice(digits, tmp_path):
+    Export().write(Clipped().eval(), digits, tmp_path / "model.onnx")  # which compares the two
