@@ -18,7 +18,7 @@ cifar10: $(READY)  ## the main job on real images, from the Hugging Face hub
 	$(BIN)/python -m experiments.pipeline --config experiments/recipes/cifar10.yaml
 
 test: $(READY)  ## the ordinary tests
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto
 
 slow: $(READY)  ## the sweeps that the ordinary tests leave out
 	$(BIN)/python -m pytest -m slow
