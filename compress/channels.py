@@ -45,6 +45,11 @@ class Group:
         return len(self.classes)
 
     @property
+    def thickness(self) -> int:
+        """Of how many channels of its layers one of these consists, as a head does."""
+        return min((len(each[0]) for axis, each in self.axes.items() if axis.path.endswith(".weight")), default=1)
+
+    @property
     def kind(self) -> object:
         """Equal for groups at the same place of several blocks."""
         return tuple((re.sub(r"\d+", "", axis.path), axis.dim) for axis in self.axes)

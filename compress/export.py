@@ -101,6 +101,11 @@ def convert(model: nn.Module, images: Tensor, opset: int) -> ModelProto:
     return proto
 
 
+def deployed(model: nn.Module, images: Tensor, path: Path) -> OnnxModel:
+    """The file that a model would become, for its speed: its answers are not compared."""
+    return write(convert(reparameterized(model, images, TOLERANCE)[0], images, Export.opset), path)
+
+
 def _exported(model: nn.Module, images: Tensor, opset: int, optimize: bool = True) -> ModelProto:
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with _quiet(), torch.no_grad():

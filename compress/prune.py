@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -19,7 +20,7 @@ from compress.sensitivity import ranked, sensitivity
 from compress.sparsify import Schedule, learnt
 from compress.stage import Artefact, Context, Report
 from compress.target import KINDS, TOLERANCE, check
-from compress.traced import Traced, readers, taken_out
+from compress.traced import Runtime, Traced, readers, taken_out
 from kd.errors import InputError
 from students.edits import fill
 
@@ -35,14 +36,15 @@ class Prune:
 
     Attributes:
         target: the share of the reference's cost that is kept, met within 3 points where the net allows.
-        by: which cost; "latency" is measured, on torch, for one image and one thread.
+        by: which cost; "latency" is measured, for one image and one thread.
+        runtime: on which latency is measured; onnxruntime runs the file that the net would become.
         importance: of a channel, see `compress.importance`.
         reduction: how what several layers say of a channel is put together.
         scope: which channels go first. "global": of all channels the least important ones, where importances are 1 on
             average within each group. "layer": every group loses the same share. "sensitivity": groups lose what does
             the least harm on validation, see `compress.sensitivity`.
         min_channels: how many each group keeps at least.
-        round_to: groups keep a multiple of this many, or all.
+        round_to: layers keep a multiple of this many channels, or all: 8 is what runtimes compute at once.
         schedule: "oneshot": without training; in rounds with `Recover` between them, by `Repeat`. The others train as
             `Recover` does, from the teacher or else the reference, while channels are masked, by a cubic, over three
             quarters of the steps. "gradual": masked channels learn no more (Zhu and Gupta 2017). "dynamic": they learn
@@ -57,7 +59,8 @@ class Prune:
     reduction: Reduction = "sum"
     scope: Scope = "global"
     min_channels: int = 2
-    round_to: int = 1
+    round_to: int = 8
+    runtime: Runtime = "onnxruntime"
     schedule: Schedule = "oneshot"
     epochs: int = 5
     lr: float | None = None
@@ -66,7 +69,7 @@ class Prune:
     def __post_init__(self) -> None:
         check("prune", self.target, self.by, get_args(By))
         choices = {"importance": IMPORTANCES, "reduction": get_args(Reduction), "scope": get_args(Scope)}
-        choices["schedule"] = get_args(Schedule)
+        choices |= {"runtime": get_args(Runtime), "schedule": get_args(Schedule)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(f"prune.{name}", getattr(self, name), f"must be one of {', '.join(known)}")
@@ -94,7 +97,7 @@ class Prune:
             silent = traced.of(model).silent()
             removal = {group: silent[group] for group in channels.sound(model.net, traced.x, silent)}
         made = taken_out(model, removal)
-        kept = {by: traced.share(by, reference)(removal) for by in dict.fromkeys((*KINDS, self.by))}
+        kept = {by: traced.share(by, reference, self.runtime)(removal) for by in dict.fromkeys((*KINDS, self.by))}
         whole = [group.name for group in traced.channels.groups if group not in traced.able]
         widths = {group.name: group.channels - len(gone) for group, gone in removal.items()}
         details = {f"kept_{by}": share for by, share in kept.items()} | {"groups": len(traced.channels.groups)}
@@ -173,7 +176,7 @@ class Prune:
             gone = {group: group.channels - self._width(group, group.channels - len(weak[group])) for group in weak}
             return {group: weak[group][:most] for group, most in gone.items() if most}
 
-        share = traced.share(self.by, reference)
+        share = traced.share(self.by, reference, self.runtime)
         few, many = 0, len(ranking)
         if (none := share({})) <= target or (all_ := share(removal(many))) >= target:
             return removal(few if none <= target else many)
@@ -186,8 +189,8 @@ class Prune:
 
     def _width(self, group: Group, wanted: int) -> int:
         """How many channels stay where `wanted` of them rank high enough."""
-        width = max(wanted, self.min_channels)
-        return min(group.channels, -(-width // self.round_to) * self.round_to)
+        width, step = max(wanted, self.min_channels), self.round_to // math.gcd(self.round_to, group.thickness)
+        return min(group.channels, -(-width // step) * step)
 
     def _notes(self, kept: float, whole: Sequence[str], changed: bool) -> tuple[str, ...]:
         notes = []

@@ -6,6 +6,9 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +17,13 @@ import students
 from compress import channels, masks
 from compress.channels import Channels, Group, Removal
 from compress.cost import macs
+from compress.export import deployed
 from compress.labels import Axis
 from compress.latency import latency
 from compress.target import Shape, cost_of
+from kd.evaluate import Predict
 
+Runtime = Literal["onnxruntime", "torch"]
 _HEAVY = 10**10  # multiply-accumulates of an image above which smaller ones are traced, where the net takes them
 
 
@@ -69,10 +75,11 @@ class Traced:
                 removal[group] = silent
         return removal
 
-    def share(self, by: str, reference: nn.Module) -> Callable[[Removal], float]:
-        """A function of what goes: the share of the reference's cost that is left."""
+    def share(self, by: str, reference: nn.Module, runtime: Runtime = "torch") -> Callable[[Removal], float]:
+        """A function of what goes: the share of the reference's cost that is left; the time is that of `runtime`."""
         if by == "latency":
-            return lambda removal: _faster(taken_out(self.model, removal), reference, self.shape)
+            time = _time(reference, self.shape, runtime)
+            return lambda removal: time(taken_out(self.model, removal))
         own = self._work if by == "macs" else cost_of(self.model, self.shape, by)
         whole = own if reference is self.model else cost_of(reference, self.shape, by)
         if by == "macs" and self.x.shape[-1] != self.shape[-1]:
@@ -115,10 +122,21 @@ def taken_out(model: students.Classifier, removal: Removal) -> students.Classifi
     return made
 
 
-def _faster(model: nn.Module, reference: nn.Module, shape: Shape) -> float:
-    """The time that `model` takes, relative to the reference, measured in turns."""
-    found = latency({"model": model, "reference": reference}, shape, batches=(1,), repeats=20, seconds=2.0)
-    return float(found["model"]["batch1"]["p50"] / found["reference"]["batch1"]["p50"])
+def _time(reference: nn.Module, shape: Shape, runtime: Runtime) -> Callable[[nn.Module], float]:
+    """A function of a model: the time that it takes for an image, relative to the reference, measured in turns."""
+    folder, x = TemporaryDirectory(), torch.rand(2, *shape)
+
+    def form(model: nn.Module, name: str) -> Predict:
+        return model if runtime == "torch" else deployed(model, x, Path(folder.name) / f"{name}.onnx")
+
+    whole = form(reference, "reference")
+
+    def time(model: nn.Module) -> float:
+        models = {"model": form(model, "model"), "reference": whole}
+        found = latency(models, shape, batches=(1,), repeats=20, seconds=2.0)
+        return float(found["model"]["batch1"]["p50"] / found["reference"]["batch1"]["p50"])
+
+    return time
 
 
 def _retell(net: nn.Module) -> None:

@@ -99,7 +99,7 @@ class Way(NamedTuple):
 
     def stage(self, config: CompareConfig) -> Repeat:
         """Each round takes the same share of the MACs that are left, and has the same epochs."""
-        prune = Prune(1 / self.speedup, importance=self.importance)
+        prune = Prune(1 / self.speedup, importance=self.importance, round_to=1)  # layers of 16 channels
         return Repeat(self.rounds, (prune, Recover(config.epochs // self.rounds, config.lr)))
 
     def pruned(self, folder: Path) -> Path:

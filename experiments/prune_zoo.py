@@ -116,7 +116,7 @@ def ours(model: students.Classifier, x: Tensor, folder: Path) -> Pruned:
     context = Context(noise(x), None, folder, Fit(trackers=()), lambda: Objective({"ce": Term(CrossEntropy())}))
     for by in ("macs", "params"):
         begun = time.process_time()
-        made, report = compress.Prune(target=TARGET, by=by)(model, context)
+        made, report = compress.Prune(target=TARGET, by=by, round_to=1)(model, context)
         seconds = time.process_time() - begun
         if by == "params" or report.details["kept_macs"] <= 1 - LEAST:
             break
@@ -479,13 +479,14 @@ _PREFACE = f"""\
 # Pruning the zoo
 
 One model of each module of timm (`experiments/zoo.txt`), {CLASSES} classes, untrained, with vectors and statistics as
-if it had been trained, pruned by `compress.Prune(target={TARGET}, by="macs")`; where less than {LEAST:.0%} of the MACs
-can go, by "params" (column "of"). A family **holds** where the sliced net answers as the whole one does with the same
-entries of its parameters at zero ("error": of the largest logit, at most {TOLERANCE}, at two resolutions where the
-family allows), forward and backward run at another batch size and another resolution, at least {LEAST:.0%} of the MACs
-or parameters are gone, `students.save` and `load` give the same logits to the bit in a new process, and the ONNX export
-agrees. These checks are the sweep's own. "s": seconds of one core for analysing and pruning. "torch", "ort": time of
-the pruned net over that of the whole one, an image, a thread, in turns. "whole": groups of channels that were left.
+if it had been trained, pruned by `compress.Prune(target={TARGET}, by="macs", round_to=1)`; where less than {LEAST:.0%}
+of the MACs can go, by "params" (column "of"). A family **holds** where the sliced net answers as the whole one does
+with the same entries of its parameters at zero ("error": of the largest logit, at most {TOLERANCE}, at two resolutions
+where the family allows), forward and backward run at another batch size and another resolution, at least {LEAST:.0%}
+of the MACs or parameters are gone, `students.save` and `load` give the same logits to the bit in a new process, and
+the ONNX export agrees. These checks are the sweep's own. "s": seconds of one core for analysing and pruning. "torch",
+"ort": time of the pruned net over that of the whole one, an image, a thread, in turns. "whole": groups of channels
+that were left.
 
 Beside it {THEIRS} as its documentation uses it: half of the channels of each layer, l2 by group, the classifier
 ignored, heads told. It **runs** where forward and backward do, at another batch size and resolution, and {LEAST:.0%}

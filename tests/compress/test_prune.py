@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ import students
 from compress import channels, cost
 from compress.importance import IMPORTANCES
 from compress.labels import Axis
+from compress.onnx_model import OnnxModel
 from compress.prune import Prune
 from kd.checkpoint import Checkpoints
 from kd.errors import InputError
 from kd.evaluate import evaluate
 from kd.fit import Fit
+
+finely = partial(Prune, round_to=1)  # for nets as narrow as these
 
 
 def create(name: str, size: int = 16, width: float = 1.0) -> students.Classifier:
@@ -85,7 +89,7 @@ def test_what_is_silent_goes_first_and_is_not_missed(importance, context):
             block.bn1.weight[::2] = block.bn1.bias[::2] = 0
             block.conv2.weight[:, ::2] = 0
             assert count == len(block.conv1.weight[::2])
-    pruned, report = Prune(0.75, importance=importance)(model, context())
+    pruned, report = finely(0.75, importance=importance)(model, context())
 
     assert set(report.details["widths"]) <= {f"layer{stage}.0.conv1" for stage in dead}
     assert report.details["kept_macs"] == pytest.approx(0.75, abs=0.03)
@@ -106,7 +110,7 @@ def test_shortcuts_that_pad_keep_their_streams_whole(context):
 
 def test_shuffled_channels_keep_their_places(context):
     model = create("cifar_shufflenetv1", 16, width=0.25)
-    pruned, report = Prune(0.5)(model, context())
+    pruned, report = finely(0.5)(model, context())
 
     assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.05)
     assert pruned(images()).shape == (4, 10)
@@ -123,7 +127,7 @@ def test_a_group_that_only_the_real_removal_shows_to_be_wrong_is_put_back(contex
 
     monkeypatch.setattr(channels, "find", mistaken)
     monkeypatch.setattr(channels, "separable", lambda net, x, groups: groups)
-    pruned, report = Prune(0.5)(create("cifar_resnet8"), context())
+    pruned, report = finely(0.5)(create("cifar_resnet8"), context())
 
     assert report.details["whole"] == ["layer1.0.conv1"]
     assert pruned.net.get_submodule("layer1.0.conv1").out_channels == 16
@@ -132,14 +136,14 @@ def test_a_group_that_only_the_real_removal_shows_to_be_wrong_is_put_back(contex
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
 def test_every_importance_meets_the_target(importance, context, trained):
-    pruned, report = Prune(0.5, importance=importance)(trained, context(calibration=64))
+    pruned, report = finely(0.5, importance=importance)(trained, context(calibration=64))
 
     assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.03)
     assert pruned(torch.rand(2, 1, 8, 8)).isfinite().all()
 
 
 def test_groups_lose_the_same_share_where_that_is_asked_for(context, trained):
-    _, report = Prune(0.5, scope="layer")(trained, context())
+    _, report = finely(0.5, scope="layer")(trained, context())
     shares = [width / trained.net.get_submodule(path).out_channels for path, width in report.details["widths"].items()]
 
     assert len(shares) == report.details["groups"]
@@ -159,13 +163,11 @@ def test_the_insensitive_lose_most(context, trained):
     assert widths["sensitivity"].get(inner, 64) < widths["layer"][inner]
 
 
-@pytest.mark.parametrize(
-    ("importance", "schedule"), [("l2", "gradual"), ("l2", "dynamic"), ("taylor", "gradual")]
-)
+@pytest.mark.parametrize(("importance", "schedule"), [("l2", "gradual"), ("l2", "dynamic"), ("taylor", "gradual")])
 def test_channels_go_while_the_net_learns(importance, schedule, context, trained):
-    stage = Prune(0.4, importance=importance, schedule=schedule, epochs=2, every=4)
+    stage = finely(0.4, importance=importance, schedule=schedule, epochs=2, every=4)
     pruned, report = stage(trained, context(fit=Fit(lr=0.05, trackers=()), calibration=32))
-    at_once, _ = Prune(0.4, importance=importance)(trained, context(calibration=32))
+    at_once, _ = finely(0.4, importance=importance)(trained, context(calibration=32))
     kept = shares(trained, pruned)
     val = [evaluate(model, context().data.evaluation("val")).top1 for model in (pruned, at_once)]
 
@@ -178,7 +180,7 @@ def test_channels_go_while_the_net_learns(importance, schedule, context, trained
 
 
 def test_a_gradual_schedule_goes_on_after_a_kill(context, trained, tmp_path):
-    stage = Prune(0.4, schedule="dynamic", epochs=3, every=4)
+    stage = finely(0.4, schedule="dynamic", epochs=3, every=4)
     settings = {"fit": Fit(lr=0.01, trackers=()), "calibration": 32}
     whole, _ = stage(trained, context(folder=tmp_path / "whole", **settings))
     with pytest.MonkeyPatch.context() as patch:
@@ -200,17 +202,32 @@ def test_a_gradual_schedule_goes_on_after_a_kill(context, trained, tmp_path):
 
 def test_a_share_of_the_time_is_met_by_measuring(context, monkeypatch):
     """A clock of our own: an image takes as many seconds as the net has parameters."""
-    model = create("cifar_resnet20")
+    model = create("cifar_resnet8")
 
     def counted(models, shape, **_):
-        sizes = {name: sum(p.numel() for p in each.parameters()) for name, each in models.items()}
+        sizes = {name: cost.measure(each, shape).params for name, each in models.items()}
         return {name: {"batch1": {"p50": float(size)}} for name, size in sizes.items()}
 
     monkeypatch.setattr("compress.traced.latency", counted)
-    pruned, report = Prune(0.5, by="latency")(model, context())
+    pruned, report = finely(0.5, by="latency", runtime="torch")(model, context())
 
     assert shares(model, pruned)["params"] == pytest.approx(0.5, abs=0.03)
     assert report.details["kept_latency"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_time_is_measured_on_the_runtime_of_the_file_unless_told_otherwise(context, monkeypatch):
+    seen = []
+
+    def fast(models, shape, **_):
+        seen.extend(map(type, models.values()))
+        return {name: {"batch1": {"p50": 0.4 if name == "model" else 1.0}} for name in models}
+
+    monkeypatch.setattr("compress.traced.latency", fast)
+    _, report = Prune(0.5, by="latency")(create("cifar_resnet8"), context())
+
+    assert set(seen) == {OnnxModel}
+    assert report.details["kept_latency"] == 0.4
+    assert "it came in no larger" in report.notes[0]
 
 
 def test_standardised_weights_become_plain_and_can_go(context):
@@ -300,11 +317,22 @@ def test_floors_hold_and_are_named(context):
     assert pruned.net.conv1.out_channels == 8
 
 
-def test_widths_are_multiples(context):
-    _, report = Prune(0.5, round_to=8)(create("cifar_resnet20"), context())
+def test_widths_are_multiples_of_eight_unless_told_otherwise(context):
+    _, report = Prune(0.5)(create("cifar_resnet20"), context())
 
     assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.05)
     assert all(width % 8 == 0 for width in report.details["widths"].values())
+
+
+def test_heads_of_eight_channels_go_one_by_one(context):
+    model = create("vit_tiny_patch16_224")
+    whole = model.net.blocks[0].attn
+    pruned, _ = Prune(0.4, scope="layer")(model, context())
+    heads = {block.attn.num_heads for block in pruned.net.blocks}
+
+    assert (whole.num_heads, whole.head_dim % 8) == (3, 0)
+    assert heads == {2}
+    assert all(block.attn.qkv.out_features % 8 == 0 for block in pruned.net.blocks)
 
 
 @pytest.mark.parametrize("importance", ["l1", "l2", "bn", "random", "fpgm"])
@@ -312,7 +340,7 @@ def test_fresh_nets_with_mute_branches_shrink_evenly(importance, context):
     """timm begins the last norm of a block with zeros, other norms with ones: BatchNorm scales tell nothing apart."""
     torch.manual_seed(0)
     model = students.create("resnet18", num_classes=10, image_size=32, width=0.25)
-    _, report = Prune(0.5, importance=importance)(model, context())
+    _, report = finely(0.5, importance=importance)(model, context())
 
     assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.03)
     assert len(report.details["widths"]) == report.details["groups"]
@@ -347,6 +375,7 @@ def test_timms_protocol_tells_the_new_width(context):
         ("scope", "net", "must be one of global, layer, sensitivity"),
         ("min_channels", 0, "must be 1 or more"),
         ("round_to", 0, "must be 1 or more"),
+        ("runtime", "tvm", "must be one of onnxruntime, torch"),
         ("schedule", "cubic", "must be one of oneshot, gradual, dynamic"),
         ("epochs", 0, "must be 1 or more"),
         ("lr", 0.0, "must be above 0"),

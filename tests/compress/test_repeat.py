@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from teachers import Teacher
 
 SHAPE = (1, 8, 8)
 SEEN: list[tuple[float, nn.Module, nn.Module | None]] = []
-STAGES = (Prune(0.4), Recover(1))
+finely = partial(Prune, round_to=1)  # for nets as narrow as these
+STAGES = (finely(0.4), Recover(1))
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ def test_targets_move_geometrically_to_the_last_which_is_exact(trained, settings
 
 
 def test_what_came_before_it_is_the_reference_where_it_is_known(trained, settings):
-    small, _ = Prune(0.7)(trained, settings())
-    made, report = Repeat(2, (Prune(0.5),))(small, settings(reference=trained))
+    small, _ = finely(0.7)(trained, settings())
+    made, report = Repeat(2, (finely(0.5),))(small, settings(reference=trained))
 
     assert measure(made, SHAPE).macs / measure(trained, SHAPE).macs == pytest.approx(0.5, abs=0.03)
     assert report.details["rounds"][0]["kept"]["macs"] == pytest.approx(0.7, abs=0.03)
@@ -145,8 +147,8 @@ def test_without_a_teacher_the_unpruned_model_teaches(trained, settings, few, mo
     """Labels play no part in this objective, so that a net which learns has learnt from another's answers."""
     wrong = copy.deepcopy(few)
     monkeypatch.setattr(wrong.train, "labels", torch.zeros_like(wrong.train.labels))
-    bare, _ = Repeat(2, (Prune(0.4),))(trained, settings("bare"))
-    made, _ = Repeat(2, (Prune(0.4), Recover(2)))(trained, settings(data=wrong))
+    bare, _ = Repeat(2, (finely(0.4),))(trained, settings("bare"))
+    made, _ = Repeat(2, (finely(0.4), Recover(2)))(trained, settings(data=wrong))
 
     assert top1(made, few) > top1(bare, few) + 10
 
@@ -155,7 +157,7 @@ def test_without_a_teacher_the_unpruned_model_teaches(trained, settings, few, mo
 def test_the_stage_says_who_teaches(source, trained, settings, few):
     torch.manual_seed(0)
     ignorant = Teacher(students.create("cifar_resnet8", num_classes=10, in_chans=1, image_size=8))
-    _, report = Repeat(1, (Prune(0.4), Recover(2, source=source)))(trained, settings(teacher=ignorant))
+    _, report = Repeat(1, (finely(0.4), Recover(2, source=source)))(trained, settings(teacher=ignorant))
     recovered = report.details["rounds"][0]["stages"][1]["details"]
     learnt = recovered["curve"] if "curve" in recovered else report.details["curve"]
 
@@ -166,7 +168,7 @@ def test_the_stage_says_who_teaches(source, trained, settings, few):
 @pytest.mark.parametrize("dies_at", [2, 9])
 def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(dies_at, trained, settings, monkeypatch):
     """In the recovery of the first round or of the second: each is an epoch of six steps."""
-    stage = Repeat(2, (Spy(), Prune(0.4), Recover(1)))
+    stage = Repeat(2, (Spy(), finely(0.4), Recover(1)))
     whole, expected = stage(trained, settings("whole"))
     steps = []
 
@@ -191,7 +193,7 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(dies_at, trained, s
 
 
 def test_a_recovery_goes_on_inside(trained, settings, monkeypatch):
-    stage, steps = Repeat(1, (Prune(0.4), Recover(2))), []
+    stage, steps = Repeat(1, (finely(0.4), Recover(2))), []
 
     def die(regime, batch, step):
         steps.append(batch.clock.step)
@@ -206,9 +208,9 @@ def test_a_recovery_goes_on_inside(trained, settings, monkeypatch):
 
 
 def test_what_was_kept_of_other_settings_is_thrown_away(trained, settings):
-    expected, _ = Repeat(1, (Prune(0.3), Recover(1)))(trained, settings("fresh"))
+    expected, _ = Repeat(1, (finely(0.3), Recover(1)))(trained, settings("fresh"))
     Repeat(1, STAGES)(trained, settings())
-    made, _ = Repeat(1, (Prune(0.3), Recover(1)))(trained, settings())
+    made, _ = Repeat(1, (finely(0.3), Recover(1)))(trained, settings())
     assert same(made, expected)
 
 
@@ -224,7 +226,7 @@ def test_what_was_kept_of_other_models_seeds_and_fits_is_thrown_away(trained, se
 
 
 def test_a_folder_that_is_gone_is_made_anew(trained, settings, tmp_path):
-    stage = Repeat(2, (Spy(), Prune(0.4)))
+    stage = Repeat(2, (Spy(), finely(0.4)))
     whole, _ = stage(trained, settings())
     shutil.rmtree(tmp_path / "run" / "round-1" / "02-prune")
     again, _ = stage(trained, settings())
@@ -233,10 +235,10 @@ def test_a_folder_that_is_gone_is_made_anew(trained, settings, tmp_path):
 
 
 def test_a_file_may_come_out_of_the_only_round(trained, settings):
-    made, report = Repeat(1, (Prune(0.4), Export()))(trained, settings())
+    made, report = Repeat(1, (finely(0.4), Export()))(trained, settings())
     assert made.path.parent.name == "02-export"
     assert report.details["rounds"][0]["kept"]["macs"] == pytest.approx(0.4, abs=0.03)
-    again, _ = Repeat(1, (Prune(0.4), Export()))(trained, settings())
+    again, _ = Repeat(1, (finely(0.4), Export()))(trained, settings())
     assert again.path == made.path
 
 

@@ -274,7 +274,7 @@ def test_zeros_live_through_recovery_saving_export_and_eight_bits(trained, setti
 
 def test_sparse_models_are_pruned_and_factorised(trained, settings):
     sparse, _ = Sparsify(0.7)(trained, settings())
-    narrow, _ = Prune(0.6)(sparse, settings())
+    narrow, _ = Prune(0.6, round_to=1)(sparse, settings())
     thin, _ = LowRank(0.6)(sparse, settings())
     assert cost.macs(narrow, (1, 8, 8)) < 0.7 * cost.macs(sparse, (1, 8, 8))
     assert total(narrow)[0] > 0.4 * total(narrow)[1]
