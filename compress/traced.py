@@ -32,7 +32,8 @@ class Traced:
 
     Attributes:
         shape: (C, H, W) of the images that costs are counted for.
-        x: noise, for slicing has to be right for any image; smaller than `shape` where the net is heavy and allows it.
+        x: noise, for slicing has to be right for any image: two, or of the heaviest nets one, and smaller than `shape`
+            where the net is heavy and allows it.
         channels: what the trace found.
         able: the groups that were seen to be right.
     """
@@ -41,8 +42,9 @@ class Traced:
         plan = model.blueprint
         self.model, self.shape = model, (plan.in_chans, plan.image_size, plan.image_size)
         self._drawn = copy.deepcopy(model).to("meta")
-        side = self._side()
-        noise = torch.rand(2, plan.in_chans, side, side, generator=torch.Generator().manual_seed(seed))
+        side, work = self._side()
+        images = 2 if work <= 10 * _HEAVY else 1
+        noise = torch.rand(images, plan.in_chans, side, side, generator=torch.Generator().manual_seed(seed))
         self.x = model.normalize(noise.to(model.mean.device))
         self.channels: Channels = channels.find(model.net, self.x[:1])
         self.able = channels.separable(model.net, self.x, self.channels.groups)
@@ -94,8 +96,8 @@ class Traced:
         except Exception:  # whatever a net raises that makes tensors of its own
             return macs(self.model, self.shape)
 
-    def _side(self) -> int:
-        """Of the images to trace: halved as long as the net is heavy and takes smaller ones."""
+    def _side(self) -> tuple[int, int]:
+        """Of the images to trace, halved as long as the net is heavy and takes smaller ones, and the work for one."""
         side, work = self.shape[1], self._work
         while work > _HEAVY and side % 2 == 0:
             try:
@@ -103,7 +105,7 @@ class Traced:
             except Exception:  # whatever a net raises that takes no smaller images
                 break
             side //= 2
-        return side
+        return side, work
 
 
 def readers(group: Group, layers: Mapping[str, masks.Layer]) -> list[Axis]:
