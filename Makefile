@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/ready
 
-.PHONY: digits cifar10 test slow sweep sweep-prune lint format clean
+.PHONY: digits cifar10 test slow sweep sweep-prune sweep-deploy lint format clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ sweep: $(READY)  ## docs/zoo.md anew: every family of timm at half the width and
 sweep-prune: $(READY)  ## docs/pruning.md anew: every family of timm pruned and proved, torch-pruning beside it; hours
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sweep]'
 	$(BIN)/python -W ignore -m experiments.prune_zoo --out runs/prune-zoo --write docs/pruning.md
+
+sweep-deploy: $(READY)  ## docs/deploy.md anew: every family of timm exported, quantised and factorised; an hour
+	$(BIN)/python -W ignore -m experiments.deploy_zoo --out runs/deploy-zoo --write docs/deploy.md
 
 lint: $(READY)  ## style, types and layers
 	$(BIN)/ruff check .

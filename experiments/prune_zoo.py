@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shlex
-import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -32,15 +29,33 @@ import compress
 import students
 from compress import Context, Export, OnnxModel
 from compress.cost import macs
-from compress.latency import torch_threads
 from compress.reparameterize import plain
 from experiments import cli
+from experiments import sweep as sweeping
 from experiments.render.figures import MISSING
 from experiments.render.markdown import table
-from kd.batch import Facts
-from kd.checkpoint import atomic_write
+from experiments.sweep import (
+    CLASSES,
+    NAMES,
+    Row,
+    Tell,
+    change,
+    check,
+    distance,
+    enliven,
+    examined,
+    failures,
+    hold,
+    images,
+    known,
+    last,
+    noise,
+    number,
+    read,
+    verdict,
+    words,
+)
 from kd.console import say
-from kd.data import Augment, Data, DataConfig
 from kd.errors import InputError
 from kd.evaluate import inference
 from kd.fit import Fit
@@ -49,47 +64,29 @@ from kd.losses import CrossEntropy
 from students import Blueprint, zoo
 from students.edits import shallow
 
-NAMES = (Path(__file__).parent / "zoo.txt").read_text().split()
-CLASSES, TARGET = 100, 0.5
+TARGET = 0.5
 TOLERANCE = 1e-4  # of the largest logit: what the sliced net may differ by from the zeroed one
 LEAST = 0.3 * (1 - TARGET)  # share of the cost that has to go: 30% of the target
 OURS, THEIRS = "retort", "torch-pruning"
 _EQUAL = "sliced = zeroed"
-_LONGEST = 300  # letters of an exception
 _PATIENCE = 5.0  # seconds of one image beyond which latency is not measured
 
 Way = Literal["retort", "torch-pruning"]
-Row = dict[str, Any]
 Checks = dict[str, Callable[[], None]]
 Removed = Mapping[str, Mapping[Any, Sequence[int]]]
 """By the path of a parameter and a dimension of it, the indices that were taken out."""
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(sweeping.SweepConfig):
     """Prune the zoo.
 
     Attributes:
-        out: where a file for each model and way is kept.
-        model: examine this one alone, here, even if it was done before.
-        models: which are swept; none: the 98 of experiments/zoo.txt.
         ways: who prunes.
-        limit: seconds a model may take.
-        write: the page, with all that was found so far.
     """
 
     out: str = "runs/prune-zoo"
-    model: str | None = None
-    models: tuple[str, ...] = ()
     ways: tuple[Way, ...] = (OURS, THEIRS)
-    limit: float = 180.0
-    write: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in (*self.models, *([self.model] if self.model else [])):
-            zoo.published(name)
-        if not self.limit > 0:
-            raise InputError("limit", self.limit, "must be above 0")
 
 
 class Pruned(NamedTuple):
@@ -146,9 +143,7 @@ def _removed(before: students.Classifier, after: students.Classifier) -> Removed
 PRUNE: dict[str, Callable[[students.Classifier, Tensor, Path], Pruned]] = {OURS: ours, THEIRS: theirs}
 
 
-def examine(
-    name: str, way: str, size: int, tell: Callable[[Row], None] = lambda row: None, deployed: bool = True
-) -> Row:
+def examine(name: str, way: str, size: int, tell: Tell = lambda row: None, deployed: bool = True) -> Row:
     """Prune one model, and check it without a word of the product's own verification.
 
     `tell` is given the row as it grows: "doing" says what is under way, "failed" what did not hold, by check. Only what
@@ -156,14 +151,6 @@ def examine(
     """
     row: Row = {"name": name, "way": way, "pixels": size, "failed": {}}
     held: dict[str, Any] = {}
-
-    def check(what: str, work: Callable[[], None]) -> None:
-        tell(row | {"doing": what})
-        try:
-            work()
-        except Exception as error:  # whatever a net, a pruner or a runtime raises is what the row has to say
-            kind = "" if isinstance(error, Refuted) else f"{type(error).__name__}: "
-            row["failed"][what] = " ".join(f"{kind}{error}".split())
 
     def build() -> None:
         torch.manual_seed(0)
@@ -185,11 +172,11 @@ def examine(
         folder = Path(place)
         for what, work in (("build", build), ("prune", prune), ("forward", forward)):
             if not row["failed"]:
-                check(what, work)
+                check(row, what, work, tell)
         if not row["failed"]:
             checks = _checks(row, held, size) | (_deployment(row, held, folder) if deployed and way == OURS else {})
             for what, work in checks.items():
-                check(what, work)
+                check(row, what, work, tell)
     return row
 
 
@@ -198,23 +185,23 @@ def _checks(row: Row, held: dict[str, Any], size: int) -> Checks:
 
     def removal() -> None:
         gone = {cost: 1 - row["after"][cost] / row["before"][cost] for cost in ("macs", "params")}
-        _hold(max(gone.values()) >= LEAST, f"{gone['macs']:.0%} of the MACs and {gone['params']:.0%} of the params go")
+        hold(max(gone.values()) >= LEAST, f"{gone['macs']:.0%} of the MACs and {gone['params']:.0%} of the params go")
 
     def equality() -> None:
         if held["removed"] is None:
-            _hold(row["way"] == THEIRS, "what was sliced cannot be told")
+            hold(row["way"] == THEIRS, "what was sliced cannot be told")
             return
         silent = zeroed(held["base"], held["removed"])
         errors = []
         for side in filter(None, (size, row.get("other"))):
             x = images(2, side, seed=1)
             found, expected, before, base = (_answer(each, x) for each in (pruned, silent, model, held["base"]))
-            _hold(bool(before.isfinite().all()), "the model itself does not answer with numbers")
-            _hold(distance(base, before) <= TOLERANCE, "it answered otherwise before anything was sliced")
-            _hold(distance(expected, before) > 10 * TOLERANCE, "zeroed channels do not show in the answers")
+            hold(bool(before.isfinite().all()), "the model itself does not answer with numbers")
+            hold(distance(base, before) <= TOLERANCE, "it answered otherwise before anything was sliced")
+            hold(distance(expected, before) > 10 * TOLERANCE, "zeroed channels do not show in the answers")
             errors.append(distance(found, expected))
         row["error"] = max(errors)
-        _hold(row["error"] <= TOLERANCE, f"sliced and zeroed differ by {row['error']:.1e} of the largest logit")
+        hold(row["error"] <= TOLERANCE, f"sliced and zeroed differ by {row['error']:.1e} of the largest logit")
 
     def resolution() -> None:
         row["other"] = next((side for side in _sides(size) if _takes(model, side)), None)
@@ -238,29 +225,6 @@ def _deployment(row: Row, held: dict[str, Any], folder: Path) -> Checks:
     }
 
 
-def images(count: int, size: int, seed: int = 0) -> Tensor:
-    """Noise."""
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def enliven(model: nn.Module, x: Tensor) -> None:
-    """Give a fresh net weights and statistics as after training, where branches that begin mute hide any mistake."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.squeeze().dim() < 2:  # no value twice, so that a slice tells where it is from
-                values = torch.randperm(parameter.numel()) / parameter.numel() + (-0.5 if "bias" in name else 0.5)
-                parameter.copy_(values.view_as(parameter))
-            elif parameter.std() < (scale := parameter[0].numel() ** -0.5) / 2:
-                parameter.normal_(std=scale)
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.momentum = 1.0  # the statistics of these images alone
-        model.train()
-        if norms:
-            model(x)
-    model.eval()
-
-
 def zeroed(model: students.Classifier, removed: Removed) -> students.Classifier:
     """A copy in which these entries of the parameters are zero."""
     made = copy.deepcopy(model)
@@ -270,49 +234,12 @@ def zeroed(model: students.Classifier, removed: Removed) -> students.Classifier:
     return made.train().eval()  # as in `_learn`
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, of the largest logit."""
-    _hold(found.shape == expected.shape, f"answers have the shape {tuple(found.shape)}")
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
-class Noise:
-    """Images and labels of a split."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.pixels, self.labels = (255 * x).byte(), torch.arange(len(x))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        return (self.pixels[batch] for batch in batches)
-
-
-def noise(x: Tensor) -> Data:
-    """A data set of these images, for stages that look at one."""
-    split, (count, *size) = Noise(x), x.shape[1:]
-    names = tuple(map(str, range(CLASSES)))
-    facts = Facts(CLASSES, names, count, (size[0], size[1]), (0.5,) * count, (0.25,) * count, split.labels)
-    return Data(DataConfig(), Augment(), facts, split, split, split, (), "noise")
-
-
 def _cost(model: nn.Module, size: int) -> dict[str, int]:
     try:
         work = macs(shallow(model).to("meta"), (3, size, size))
     except Exception:  # a few nets make tensors of their own
         work = macs(copy.deepcopy(model), (3, size, size))
     return {"params": sum(parameter.numel() for parameter in model.parameters()), "macs": work}
-
-
-class Refuted(Exception):
-    """What a check has found."""
-
-
-def _hold(true: bool, why: str) -> None:
-    """Raise Refuted unless it is true."""
-    if not true:
-        raise Refuted(why)
 
 
 def _answer(model: nn.Module, x: Tensor) -> Tensor:
@@ -336,11 +263,11 @@ def _takes(model: nn.Module, size: int) -> bool:
 def _learn(model: nn.Module, x: Tensor) -> None:
     """Forward and backward."""
     logits = model.eval().requires_grad_(True)(x)
-    _hold(logits.shape == (len(x), CLASSES), f"answers have the shape {tuple(logits.shape)}")
+    hold(logits.shape == (len(x), CLASSES), f"answers have the shape {tuple(logits.shape)}")
     logits.square().mean().backward()
     slopes = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    _hold(bool(slopes), "nothing has a gradient")
-    _hold(all(slope.isfinite().all() for slope in slopes), "a gradient is not finite")
+    hold(bool(slopes), "nothing has a gradient")
+    hold(all(slope.isfinite().all() for slope in slopes), "a gradient is not finite")
     model.zero_grad()
     model.train().eval()  # some nets keep what they made of their parameters, with gradients, until they are to train
 
@@ -362,7 +289,7 @@ def _reload(model: students.Classifier, x: Tensor, folder: Path) -> None:
     save_file({"x": x, "logits": _answer(model, x)}, folder / "student/told.safetensors")
     command = [sys.executable, "-W", "ignore", "-c", _RELOAD, str(folder / "student")]
     done = subprocess.run(command, capture_output=True, text=True)
-    _hold(done.returncode == 0, _last(done.stderr))
+    hold(done.returncode == 0, last(done.stderr))
 
 
 def _latency(model: nn.Module, pruned: nn.Module, onnx: OnnxModel | None, x: Tensor, folder: Path) -> dict[str, float]:
@@ -385,76 +312,23 @@ def _latency(model: nn.Module, pruned: nn.Module, onnx: OnnxModel | None, x: Ten
 
 def sweep(config: SweepConfig) -> None:
     """Every model in every way that was not finished before, one after the other."""
-    names = config.models or NAMES
-    todo = [(name, way) for way in config.ways for name in names if not _known(_place(config.out, way, name))]
-    for number, (name, way) in enumerate(todo, 1):
-        row = alone(name, way, config.out, config.limit)
-        failed = "; ".join(f"{what}: {why}" for what, why in row["failed"].items())
-        say(f"{number}/{len(todo)} {way} {name}: {failed or 'holds'}")
+    sweeping.sweep(config, alone)
 
 
 def alone(name: str, way: str, out: str, limit: float) -> Row:
     """The row of a model that is examined in a process of its own, which may crash or be stopped."""
-    path = _place(out, way, name)
-    path.unlink(missing_ok=True)
-    child = subprocess.Popen(
-        [sys.executable, "-W", "ignore", *_one(name, way)[1:], "--out", out],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, errors = child.communicate(timeout=limit)
-        why = f"the process ended with {child.returncode}: {_last(errors)}"
-    except subprocess.TimeoutExpired:
-        why = f"more than {limit:g} s"
-    finally:
-        _end(child)
-    row = _read(path) if path.exists() else {"name": name, "way": way, "failed": {}, "doing": "start"}
-    if "doing" in row:
-        row["failed"][row.pop("doing")] = why
-        atomic_write(path, json.dumps(row, indent=1))
-    return row
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    """With what it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
+    path = SweepConfig(out).path(way, name)
+    return sweeping.alone([*_words(name, way), "--out", out], path, {"name": name, "way": way}, limit)
 
 
 def one(name: str, way: str, out: str) -> Row:
     """The row of a model that is examined here."""
-    path = _place(out, way, name)
-    write = lambda row: atomic_write(path, json.dumps(row, indent=1))  # noqa: E731
-    with torch_threads(1):
-        row = examine(name, way, zoo.published(name).image_size, write)
-    write(row)
-    return row
+    size = zoo.published(name).image_size
+    return sweeping.one(SweepConfig(out).path(way, name), lambda tell: examine(name, way, size, tell))
 
 
-def _one(name: str, way: str) -> list[str]:
-    words = ["python", "-m", "experiments.prune_zoo", "--model", name]
-    return words if way == OURS else [*words, "--ways", f"[{way}]"]
-
-
-def _place(out: str, way: str, name: str) -> Path:
-    return Path(out) / way / f"{name}.json"
-
-
-def _known(path: Path) -> bool:
-    return path.exists() and "doing" not in _read(path)
-
-
-def _read(path: Path) -> Row:
-    return json.loads(path.read_text())
-
-
-def _last(text: str) -> str:
-    return (text.strip().splitlines() or ["without a word"])[-1]
+def _words(name: str, way: str) -> list[str]:
+    return words("prune_zoo", name, way, OURS)
 
 
 HEAD = (
@@ -465,13 +339,13 @@ HEAD = (
 
 def page(out: str, names: Sequence[str]) -> str:
     """docs/pruning.md, of the rows that there are."""
-    found = {way: {name: _read(path) for name in names if _known(path := _place(out, way, name))} for way in PRUNE}
+    path = SweepConfig(out).path
+    found = {way: {name: read(path(way, name)) for name in names if known(path(way, name))} for way in PRUNE}
     rows = {way: list(known.values()) for way, known in found.items()}
     lines = [_cells(name, *(found[way].get(name, {}) for way in (OURS, THEIRS))) for name in names]
     told = [_PREFACE, *_totals(rows, len(names)), table(HEAD, lines)]
     for way, heading in ((OURS, "What does not hold"), (THEIRS, f"What does not hold of {THEIRS}")):
-        failures = [f"- `{shlex.join(_one(row['name'], way))}`: {_why(row)}" for row in rows[way] if row["failed"]]
-        told += [f"## {heading}", "\n".join(failures) or "Nothing."]
+        told += [f"## {heading}", failures(rows[way], partial(_words, way=way))]
     return "\n\n".join(told) + "\n"
 
 
@@ -498,8 +372,8 @@ def _totals(rows: Mapping[str, list[Row]], count: int) -> Iterator[str]:
     runs = [row for row in rows[THEIRS] if not row["failed"].keys() - {_EQUAL}]
     exact = sum(row.get("error", 1.0) <= TOLERANCE for row in runs)
     yield (
-        f"**{sum(not row['failed'] for row in rows[OURS])} of {count} families hold**, {_examined(rows[OURS], count)}. "
-        f"Of {THEIRS} {len(runs)} run, {_examined(rows[THEIRS], count)}, and {exact} of them answer as zeroed."
+        f"**{sum(not row['failed'] for row in rows[OURS])} of {count} families hold**, {examined(rows[OURS], count)}. "
+        f"Of {THEIRS} {len(runs)} run, {examined(rows[THEIRS], count)}, and {exact} of them answer as zeroed."
     )
     seconds = {way: {row["name"]: row["seconds"] for row in rows[way] if "seconds" in row} for way in rows}
     for way, spent in seconds.items():
@@ -512,10 +386,6 @@ def _totals(rows: Mapping[str, list[Row]], count: int) -> Iterator[str]:
         yield f"Median of the ratio, where both end: {statistics.median(both):.2f}."
 
 
-def _examined(rows: list[Row], count: int) -> str:
-    return "all were examined" if len(rows) == count else f"{count - len(rows)} have still to be examined"
-
-
 def _cells(name: str, row: Row, other: Row) -> list[str]:
     from timm.models import _registry as registry
 
@@ -525,36 +395,18 @@ def _cells(name: str, row: Row, other: Row) -> list[str]:
         name,
         str(row.get("pixels", MISSING)),
         row.get("by", MISSING),
-        _change(row, "params"),
-        _change(row, "macs"),
-        _number(row.get("error"), ".1e"),
-        _number(row.get("seconds"), ".2f"),
-        *(_number(latency.get(runtime), ".2f") for runtime in ("torch", "onnxruntime")),
+        change(row, "params"),
+        change(row, "macs"),
+        number(row.get("error"), ".1e"),
+        number(row.get("seconds"), ".2f"),
+        *(number(latency.get(runtime), ".2f") for runtime in ("torch", "onnxruntime")),
         str(row.get("whole", MISSING)),
-        _verdict(row, row.get("failed", ())),
-        _change(other, "macs"),
-        _number(other.get("error"), ".1e"),
-        _number(other.get("seconds"), ".2f"),
-        _verdict(other, other.get("failed", {}).keys() - {_EQUAL}),
+        verdict(row, row.get("failed", ())),
+        change(other, "macs"),
+        number(other.get("error"), ".1e"),
+        number(other.get("seconds"), ".2f"),
+        verdict(other, other.get("failed", {}).keys() - {_EQUAL}),
     ]
-
-
-def _verdict(row: Row, failed: Iterable[str]) -> str:
-    return ("no: " + ", ".join(failed) if failed else "yes") if row else MISSING
-
-
-def _change(row: Row, cost: str) -> str:
-    sizes = [row[when][cost] / 1e6 for when in ("before", "after") if when in row]
-    return " → ".join(f"{size:.{2 if cost == 'params' else 0}f}" for size in sizes) or MISSING
-
-
-def _number(value: float | None, form: str) -> str:
-    return MISSING if value is None else format(value, form)
-
-
-def _why(row: Row) -> str:
-    words = "; ".join(f"{what}: {why}" for what, why in row["failed"].items())
-    return words.replace("`", "'") if len(words) <= _LONGEST else words[:_LONGEST].replace("`", "'") + " ..."
 
 
 def main(config: SweepConfig, _: str) -> None:

@@ -18,8 +18,8 @@ from compress import Context, Export, OnnxModel, Prune
 from compress.cost import macs
 from compress.prune import By
 from experiments import cli
-from experiments.prune_zoo import CLASSES, enliven, images, noise
 from experiments.render.markdown import table
+from experiments.sweep import CLASSES, enliven, images, noise
 from kd.evaluate import Predict
 from kd.fit import Fit
 from kd.loss import Objective, Term
