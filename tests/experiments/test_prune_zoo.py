@@ -148,7 +148,7 @@ def test_the_parameters_are_aimed_at_where_few_macs_can_go(monkeypatch):
     asked = []
 
     class Prune:
-        def __init__(self, target, by):
+        def __init__(self, target, by, round_to):
             self.by = by
             asked.append((target, by))
 
