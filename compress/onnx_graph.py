@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,14 @@ _FACTORS = {
     "QLinearMatMul": (0, 3),
 }
 
+# where scales and zero points stand among the inputs of each operator that computes with integers
+_CODES = {
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "ConvInteger": (2, 3),
+    "MatMulInteger": (2, 3),
+}
+
 
 class Count(NamedTuple):
     """Elements of the parameters, those that are not zero, and multiply-accumulates per image."""
@@ -49,25 +58,33 @@ def count(path: Path) -> Count:
 
     model = onnx.load(path)
     unpack(model)
-    weights = [array for name, array in _arrays(model.graph).items() if name not in _quantisation(model.graph)]
+    weights = [array for name, array in arrays(model.graph).items() if name not in quantisation(model.graph)]
     params = [array for array in weights if array.size > 1 and array.dtype != np.int64]
     return Count(
         sum(array.size for array in params), sum(int(np.count_nonzero(array)) for array in params), _macs(model)
     )
 
 
-def _arrays(graph: GraphProto) -> dict[str, Any]:
+def arrays(graph: GraphProto) -> dict[str, Any]:
     from onnx import numpy_helper
 
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
-def _quantisation(graph: GraphProto) -> set[str]:
-    """Names of scales and zero points: inputs of quantising operators, or named so beside a quantised tensor."""
-    coders = (node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
-    names = {name for node in coders for name in node.input[1:]}
-    stems = [tensor.name.removesuffix("_quantized") for tensor in graph.initializer if "_quantized" in tensor.name]
-    return names | {stem + end for stem in stems for end in ("_scale", "_zero_point")}
+def quantisation(graph: GraphProto) -> set[str]:
+    """Names of scales and zero points, by where they stand."""
+    makers = {name: node for node in graph.node for name in node.output}
+    names: set[str] = set()
+    for node in graph.node:
+        names.update(node.input[place] for place in _CODES.get(node.op_type, ()) if place < len(node.input))
+        if node.op_type == "Mul":  # dynamic: the scale of what flows times that of a weight
+            scales = [name for name in node.input if name in makers]
+            if any(makers[name].op_type == "DynamicQuantizeLinear" for name in scales):
+                names.update(node.input)
+    for kind in ("Mul", "Cast"):  # the scale of a bias is made of two, and one in half precision is widened
+        for name in [name for name in names if name in makers and makers[name].op_type == kind]:
+            names.update(makers[name].input)
+    return names
 
 
 def _macs(model: ModelProto) -> int:
@@ -92,20 +109,33 @@ def _node_macs(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
 
 def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
     """The shapes of factors and products for one image, found by running it: shape inference knows too little."""
-    import onnx
-    import onnxruntime
-
     graph = model.graph
     places = ((node, (*_FACTORS[node.op_type],)) for node in _products(model))
     names = {name for node, factors in places for name in (*(node.input[place] for place in factors), node.output[0])}
     known = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     image = np.zeros([1, *(dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[1:])], np.float32)
     wanted = sorted(names - known.keys() - {graph.input[0].name})
-    del graph.output[:]
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    (found,) = observed(model, wanted, image)
+    return known | {name: array.shape for name, array in found.items()} | {graph.input[0].name: image.shape}
+
+
+def observed(
+    model: ModelProto, names: Sequence[str], images: np.ndarray, batch: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """What the tensors `names` are for (n, C, H, W) images, `batch` of them at a time, as onnxruntime computes them."""
+    import onnx
+    import onnxruntime
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = session_options(1)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # keeps every tensor
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    arrays = session.run(wanted, {graph.input[0].name: image}) if wanted else []
-    found = {name: array.shape for name, array in zip(wanted, arrays, strict=True)}
-    return known | found | {graph.input[0].name: image.shape}
+    session = None
+    if names:
+        session = onnxruntime.InferenceSession(watched.SerializeToString(), options, ["CPUExecutionProvider"])
+    for start in range(0, len(images), batch):
+        feed = {model.graph.input[0].name: images[start : start + batch]}
+        arrays = session.run(list(names), feed) if session else []
+        yield dict(zip(names, arrays, strict=True))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import students
 from compress import Context, Export, LowRank, OnnxModel
-from compress.quantize.integer import quantized, saturates
+from compress.quantize.integer import quantized
 from experiments import cli
 from experiments import sweep as sweeping
 from experiments.render.figures import MISSING
@@ -147,7 +147,7 @@ def _export(row: Row, model: students.Classifier, x: Tensor, path: Path) -> None
 def _quantise(
     row: Row, model: students.Classifier, exported: OnnxModel, mode: Literal["static", "dynamic"], x: Tensor, to: Path
 ) -> None:
-    file = quantized(exported, mode, x, to / f"{mode}.onnx", reduce_range=saturates())
+    file = quantized(exported, mode, x, to / f"{mode}.onnx")
     row["bytes"][mode] = file.path.stat().st_size
     _hold_alike(row, mode, model, file, COARSE)
     hold(row["bytes"][mode] < row["bytes"]["export"], "the file is no smaller")

@@ -6,77 +6,148 @@ import contextlib
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from compress.onnx_model import OnnxModel, session_options, write
+from compress.quantize.calibrate import Range, ranges
+from compress.quantize.compact import compact
+from compress.quantize.equalize import equalize
+from compress.quantize.net import Net
+from compress.quantize.scheme import Scheme
+from compress.quantize.weights import settle
 from kd.errors import InputError
 
-RANGES = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_FLOAT = ("InstanceNormalization",)
+"""What runs in float anyhow; copies of biases that they share may get a name that is taken."""
 
 
 def quantized(
-    model: OnnxModel,
-    mode: Literal["static", "dynamic"],
-    images: Tensor,
-    path: Path,
-    per_channel: bool = True,
-    reduce_range: bool = False,
-    calibrate: str = "minmax",
+    model: OnnxModel, mode: Literal["static", "dynamic"], images: Tensor, path: Path, scheme: Scheme | None = None
 ) -> OnnxModel:
     """Write `model` with 8-bit weights (signed, symmetric) and activations (unsigned) to `path`.
 
     Args:
         images: (n, C, H, W) in [0, 1], from which static ranges are found.
-        calibrate: how: a key of RANGES.
 
     Raises:
         InputError: it is quantised already, or (field `quantize.mode`) onnxruntime cannot quantise such a graph.
     """
+    ready = Ready(model, images, scheme or Scheme())
+    return ready.dynamic(path) if mode == "dynamic" else ready.static(path)
+
+
+class Ready:
+    """A model whose weights stand where integers will, from which files of integers are written.
+
+    Raises InputError for one that is quantised already, that does not take the images, or (field `quantize.mode`)
+    that onnxruntime cannot prepare.
+    """
+
+    def __init__(self, model: OnnxModel, images: Tensor, scheme: Scheme) -> None:
+        import onnx
+
+        if any("QuantizeLinear" in node.op_type for node in onnx.load(model.path).graph.node):
+            raise InputError("stages", "Quantize", f"{model.path.name} is quantised already")
+        if tuple(images.shape[1:]) != model.image_shape:
+            raise InputError("calibration", tuple(images.shape), f"{model.path.name} takes {model.image_shape}")
+        self.images, self.scheme = images, scheme
+        net = Net(_prepared(model.path))
+        if scheme.equalize:
+            equalize(net, images)
+        self._model = net.model
+
+    @cached_property
+    def net(self) -> Net:
+        """With weights where the static integers will be."""
+        net = Net(_copy(self._model))
+        settle(net, self.images, self.scheme)
+        return net
+
+    @cached_property
+    def ranges(self) -> dict[str, Range]:
+        """Of everything that flows."""
+        return ranges(self.net, self.net.floats, self.images, self.scheme.calibrate)
+
+    def static(self, path: Path, keep: Sequence[str] = (), only: Sequence[str] = ()) -> OnnxModel:
+        """The file whose ranges are fixed: the layers named in `keep` stay in float; `only` those become integers."""
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+        found = {
+            name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+            for name, (low, high) in self.ranges.items()
+        }
+        excluded = [node.name for node in self.net.model.graph.node if node.op_type in _FLOAT]
+        with _told("static"), _quiet():
+            quantizer = QDQQuantizer(
+                _copy(self.net.model),
+                self.scheme.per_channel,
+                self.scheme.reduced,
+                QuantType.QInt8,
+                QuantType.QUInt8,
+                TensorsData(CalibrationMethod.MinMax, found),
+                list(only),
+                [*excluded, *keep],
+                [*QDQRegistry, *QLinearOpsRegistry],
+                {},
+            )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+            return _written(quantizer.model.model, path)
+
+    def dynamic(self, path: Path) -> OnnxModel:
+        """The file that finds the ranges of activations as it runs."""
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        net = Net(_copy(self._model))
+        settle(net, self.images, self.scheme, together="Conv")  # onnxruntime gives its channels one scale
+        with TemporaryDirectory() as folder, _told("dynamic"), _quiet():
+            result = Path(folder) / "result.onnx"
+            quantize_dynamic(
+                net.model,
+                result,
+                per_channel=self.scheme.per_channel,
+                reduce_range=self.scheme.reduced,
+                weight_type=QuantType.QInt8,
+            )
+            return _written(onnx.load(result), path)
+
+
+def _prepared(path: Path) -> ModelProto:
+    """The graph with BatchNorms and constants folded and the types of its tensors inferred."""
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    graph = onnx.load(model.path).graph
-    if any("QuantizeLinear" in node.op_type for node in graph.node):
-        raise InputError("stages", "Quantize", f"{model.path.name} is quantised already")
-    common = {"per_channel": per_channel, "reduce_range": reduce_range, "weight_type": QuantType.QInt8}
-    with TemporaryDirectory() as folder, _quiet():
-        prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "result.onnx"
-        try:
-            quant_pre_process(model.path, prepared, skip_symbolic_shape=True)  # it fails on some nets, and adds nothing
-            if mode == "dynamic":
-                quantize_dynamic(prepared, result, **common)
-            else:
-                quantize_static(
-                    prepared,
-                    result,
-                    _Reader(model, images),
-                    activation_type=QuantType.QUInt8,
-                    calibrate_method=CalibrationMethod[RANGES[calibrate]],
-                    # these run in float anyhow, and copies of biases that they share may get a name that is taken
-                    nodes_to_exclude=[node.name for node in graph.node if node.op_type == "InstanceNormalization"],
-                    extra_options={"CalibTensorRangeSymmetric": False},  # the default wastes a bit after a ReLU
-                    **common,
-                )
-        except Exception as error:  # onnxruntime raises anything on operators that it does not quantise
-            raise InputError("quantize.mode", mode, f"onnxruntime cannot quantise this net so ({error})") from error
-        return write(onnx.load(result), path)
+    with TemporaryDirectory() as folder, _told("static"), _quiet():
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)  # symbolic: fails on some nets, and adds nothing
+        return onnx.load(prepared)
 
 
-def saturates() -> bool:
-    """Whether this processor adds products of unsigned and signed bytes in 16 bits, too few: x86 without VNNI."""
-    facts = torch.cpu.get_capabilities()
-    return x86() and not (facts["avx512_vnni"] or facts["avx_vnni"])
+def _copy(model: ModelProto) -> ModelProto:
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made
 
 
-def x86() -> bool:
-    return torch.cpu.get_capabilities()["architecture"] == "x86_64"
+def _written(model: ModelProto, path: Path) -> OnnxModel:
+    compact(model)
+    return write(model, path)
 
 
 def integer_convolutions(path: Path) -> tuple[int, int]:
@@ -93,16 +164,13 @@ def integer_convolutions(path: Path) -> tuple[int, int]:
     return integer, integer + kinds["Conv"] + kinds["FusedConv"]
 
 
-class _Reader:
-    """onnxruntime's protocol for calibration data: one image at a time, then None."""
-
-    def __init__(self, model: OnnxModel, images: Tensor) -> None:
-        self._name = model.session.get_inputs()[0].name
-        self._images = iter(images.split(1))
-
-    def get_next(self) -> dict[str, Any] | None:
-        image = next(self._images, None)
-        return None if image is None else {self._name: image.numpy()}
+@contextlib.contextmanager
+def _told(mode: str) -> Iterator[None]:
+    """onnxruntime raises anything on operators that it does not quantise."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError("quantize.mode", mode, f"onnxruntime cannot quantise this net so ({error})") from error
 
 
 @contextlib.contextmanager

@@ -11,7 +11,9 @@ from compress.artefact import ONNX, save_artefact
 from compress.export import Export
 from compress.latency import latency
 from compress.onnx_model import OnnxModel
-from compress.quantize.integer import RANGES, integer_convolutions, quantized, saturates, x86
+from compress.quantize.damage import damage
+from compress.quantize.integer import Ready, integer_convolutions
+from compress.quantize.scheme import Scheme, x86
 from compress.stage import Artefact, Context, Report, check_logits
 from kd.errors import InputError
 from kd.evaluate import evaluate
@@ -19,63 +21,84 @@ from kd.evaluate import evaluate
 Scores = dict[str, dict[str, Any]]
 _SECONDS = 4.0  # of latency measurements
 _ALIKE = 1.25  # file sizes within this factor count as the same
+_SLOWER = 1.1  # times float's latency: what differs by less may be chance
+_SHARE = 8  # of how many layers "mixed" leaves one in float where it is not said
+_FORMS = {"auto": ("static", "dynamic", "mixed"), "static": ("static",), "dynamic": ("dynamic",)}
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Scheme):
     """Eight-bit integers: activations unsigned, weights signed and symmetric. A module is exported first.
 
     Static quantisation fixes the range of each activation from training images and lets onnxruntime fuse whole layers
     into integer ones (Jacob et al. 2018): what convnets need. Dynamic quantisation finds the ranges as it runs: kinder
-    to transformers, slow on convolutions.
+    to transformers, slow on convolutions. Files are written in as few bytes as leave their answers alone.
 
     Attributes:
-        mode: "static", "dynamic", or "auto": of those and the float file, the smallest whose accuracy on validation, on
-            the runtime, is at most `within` points below float; of files within a quarter of its size, the fastest.
+        mode: "static", "dynamic", or "auto": of those, "mixed" (static with the worst layers in float) and the float
+            file, the smallest whose accuracy on validation, on the runtime, is at most `within` points below float and
+            that is not slower than float; of files within a quarter of its size, the fastest.
+        keep_float: how many layers stay in float in a static file, those which alone in integers change the answers
+            most. With "auto" they are those of "mixed"; 0: an eighth of the layers there.
+        within: points of accuracy that "auto" may give away.
         per_channel: a scale for each output channel of a weight.
         reduce_range: weights of 7 bits, because products of 8 bits overflow on x86 processors without VNNI;
             None: where this processor is such a one.
-        calibrate: how static ranges are found: "minmax", "percentile" or "entropy". The latter two keep the
-            activations of all calibration images in memory.
-        within: points of accuracy that "auto" may give away.
+        calibrate: how static ranges are found: "minmax", "percentile", "entropy" or "mse".
+        equalize: first make the ranges of channels alike where one layer follows another.
+        correct_bias: take what rounding adds to the mean of a channel out of its bias.
+        rounding: of weights, "nearest", or "learned" so that the layer's outputs change least.
     """
 
     mode: Literal["auto", "static", "dynamic"] = "auto"
-    per_channel: bool = True
-    reduce_range: bool | None = None
-    calibrate: Literal["minmax", "percentile", "entropy"] = "minmax"
+    keep_float: int = 0
     within: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", ("auto", "static", "dynamic")), ("calibrate", tuple(RANGES))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"quantize.{name}", getattr(self, name), f"must be one of {', '.join(allowed)}")
+        super().__post_init__()
+        if self.mode not in _FORMS:
+            raise InputError("quantize.mode", self.mode, f"must be one of {', '.join(_FORMS)}")
+        if self.keep_float < 0 or (self.keep_float and self.mode == "dynamic"):
+            raise InputError("quantize.keep_float", self.keep_float, "must be 0 or more, and 0 in dynamic files")
         if not self.within >= 0:
             raise InputError("quantize.within", self.within, "must be 0 or above")
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
         """Raises InputError where the model does not fit the data, answers NaN or is quantised already."""
         images, notes = context.images(), []
-        reduced = saturates() if self.reduce_range is None else self.reduce_range
         with TemporaryDirectory() as folder:
             work = Path(folder)
             exported = model if isinstance(model, OnnxModel) else Export().write(model, context.data, work / ONNX)
             check_logits(exported(images), context.data, exported.path.name)
-            files = {"float": exported}
-            for mode in ("static", "dynamic") if self.mode == "auto" else (self.mode,):
-                path = work / f"{mode}.onnx"
+            files, kept = {"float": exported}, dict[str, float]()
+            ready = Ready(exported, images, self)
+            for form in _FORMS[self.mode]:
+                path = work / f"{form}.onnx"
                 try:
-                    files[mode] = quantized(exported, mode, images, path, self.per_channel, reduced, self.calibrate)
+                    if form == "mixed" or (form == "static" and self.mode == "static"):
+                        kept = self._worst(ready, exported)
+                    files[form] = ready.dynamic(path) if form == "dynamic" else ready.static(path, [*kept])
                 except InputError as error:
                     if self.mode != "auto" or error.field != "quantize.mode":
                         raise
-                    notes.append(f"no {mode} int8 file: {error.allowed}")
+                    notes.append(f"no {form} int8 file: {error.allowed}")
             scores = _measured(files, context)
             chosen = _best(scores, self.within) if self.mode == "auto" else self.mode
             save_artefact(files[chosen], context.folder)
-        details = {"chosen": chosen, "reduce_range": reduced, "calibration": len(images), "candidates": scores}
-        report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, reduced)), details)
+        details = {"chosen": chosen, "reduce_range": self.reduced, "calibration": len(images), "candidates": scores}
+        if kept:
+            details["kept_float"] = kept
+            if chosen == ("mixed" if self.mode == "auto" else "static"):
+                notes.append(f"left in float, because they change the answers most: {', '.join(kept)}")
+        report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, self.reduced)), details)
         return OnnxModel(context.folder / ONNX), report
+
+    def _worst(self, ready: Ready, exported: OnnxModel) -> dict[str, float]:
+        """The layers that stay in float, and what they do to the answers in integers, in nats."""
+        count = self.keep_float
+        if self.mode == "auto" and not count:
+            count = -(-len(ready.net.layers) // _SHARE)
+        return dict(list(damage(ready, exported).items())[:count]) if count else {}
 
 
 def _measured(files: dict[str, OnnxModel], context: Context) -> Scores:
@@ -96,17 +119,20 @@ def _measured(files: dict[str, OnnxModel], context: Context) -> Scores:
 
 def _best(scores: Scores, within: float) -> str:
     """See `Quantize.mode`."""
+
+    def time(name: str) -> float:
+        return scores[name]["latency_ms"]["batch1"]["p50"]
+
     floor = scores["float"]["top1_val"] - within
-    good = {name: score for name, score in scores.items() if score["top1_val"] >= floor}
-    limit = _ALIKE * min(score["file_bytes"] for score in good.values())
-    small = [name for name, score in good.items() if score["file_bytes"] <= limit]
-    return min(small, key=lambda name: good[name]["latency_ms"]["batch1"]["p50"])
+    good = [name for name in scores if scores[name]["top1_val"] >= floor and time(name) <= _SLOWER * time("float")]
+    limit = _ALIKE * min(scores[name]["file_bytes"] for name in good)
+    return min((name for name in good if scores[name]["file_bytes"] <= limit), key=time)
 
 
 def _notes(scores: Scores, chosen: str, within: float, reduced: bool) -> tuple[str, ...]:
     """What became worse, and where the file does not suit."""
     if chosen == "float":
-        return (f"kept in float: no int8 file was worth it within {within:g} points of accuracy on validation",)
+        return (f"kept in float: no int8 file was as fast within {within:g} points of accuracy on validation",)
     before, after = scores["float"], scores[chosen]
     notes = []
     if (lost := before["top1_val"] - after["top1_val"]) > 0:

@@ -13,8 +13,8 @@ import students
 from compress.export import convert
 from compress.onnx_graph import count
 from compress.onnx_model import verify, write
-from compress.quantize import integer
 from compress.quantize.integer import integer_convolutions, quantized
+from compress.quantize.scheme import Scheme, saturates
 from kd.errors import InputError
 
 
@@ -93,7 +93,7 @@ def test_what_onnxruntime_cannot_quantise_is_told(exported, digits, tmp_path, mo
     def fail(*_, **__):
         raise ValueError("not supported yet")
 
-    monkeypatch.setattr("onnxruntime.quantization.quantize_static", fail)
+    monkeypatch.setattr("onnxruntime.quantization.qdq_quantizer.QDQQuantizer", fail)
     with pytest.raises(InputError, match=r"quantize\.mode: static: onnxruntime cannot .*not supported yet"):
         quantized(exported, "static", next(digits.evaluation("val", 8)).x, tmp_path / "int8.onnx")
 
@@ -101,7 +101,7 @@ def test_what_onnxruntime_cannot_quantise_is_told(exported, digits, tmp_path, mo
 @pytest.mark.parametrize(("reduce_range", "limit"), [(False, 127), (True, 64)])
 def test_reduced_range_keeps_weights_to_seven_bits(exported, digits, tmp_path, reduce_range, limit):
     images = next(digits.evaluation("val", 8)).x
-    small = quantized(exported, "static", images, tmp_path / "int8.onnx", reduce_range=reduce_range)
+    small = quantized(exported, "static", images, tmp_path / "int8.onnx", Scheme(reduce_range=reduce_range))
     assert max(np.abs(array.astype(int)).max() for array in weights(small.path).values()) == limit
 
 
@@ -109,7 +109,9 @@ def test_a_scale_each_channel(exported, digits, tmp_path):
     """Then each output channel uses the whole range; with one scale a tensor hardly any does."""
     images = next(digits.evaluation("val", 8)).x
     for per_channel in (True, False):
-        small = quantized(exported, "static", images, tmp_path / "int8.onnx", per_channel)
+        small = quantized(
+            exported, "static", images, tmp_path / "int8.onnx", Scheme(reduce_range=False, per_channel=per_channel)
+        )
         full = [
             (np.abs(array.astype(int)).max((1, 2, 3)) == 127)
             for array in weights(small.path).values()
@@ -119,7 +121,7 @@ def test_a_scale_each_channel(exported, digits, tmp_path):
         assert all(channels.all() for channels in full) == per_channel
 
 
-@pytest.mark.parametrize("calibrate", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("calibrate", ["minmax", "percentile", "entropy", "mse"])
 def test_every_calibration_sees_all_images(exported, digits, tmp_path, calibrate, capfd):
     """Ranges found on bright images only must differ from those found on all."""
     images = next(digits.evaluation("val", 24)).x
@@ -129,7 +131,7 @@ def test_every_calibration_sees_all_images(exported, digits, tmp_path, calibrate
 
     def error(seen):
         return float(
-            (quantized(exported, "static", seen, tmp_path / "q.onnx", calibrate=calibrate)(x) - answers).norm()
+            (quantized(exported, "static", seen, tmp_path / "q.onnx", Scheme(calibrate=calibrate))(x) - answers).norm()
         )
 
     assert error(torch.cat([dark, images])) < 0.5 * error(dark)
@@ -159,4 +161,4 @@ def test_parameters_and_metadata_stay_and_a_second_time_is_refused(exported, dig
 )
 def test_which_processors_overflow(monkeypatch, facts, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
-    assert integer.saturates() is expected
+    assert saturates() is expected

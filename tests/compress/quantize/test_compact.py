@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.onnx_graph import count
+from compress.onnx_model import write
+from compress.quantize import integer
+from compress.quantize.compact import compact
+from compress.quantize.integer import quantized
+from compress.quantize.scheme import Scheme
+
+
+def fused(path, folder) -> Counter[str]:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimized.onnx"), 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_fewer_bytes_answer_the_same_in_the_same_kernels(exported, digits, tmp_path, monkeypatch, mode):
+    images = next(digits.evaluation("val", 16)).x
+    monkeypatch.setattr(integer, "compact", lambda _: None)
+    plain = quantized(exported, mode, images, tmp_path / "plain.onnx", Scheme(reduce_range=False))
+    model = onnx.load(plain.path)
+    compact(model)
+    small = write(model, tmp_path / "small.onnx")
+    assert torch.equal(small(images), plain(images))
+    assert fused(small.path, tmp_path) == fused(plain.path, tmp_path)
+    assert count(small.path) == count(plain.path) == count(small.path)._replace(macs=exported.macs)
+    weights = sum(array.nbytes for array in integers(plain.path))
+    spared = plain.path.stat().st_size - small.path.stat().st_size
+    assert spared > (0.4 if mode == "static" else 0.2) * (plain.path.stat().st_size - weights)
+    onnx.checker.check_model(str(small.path), full_check=True)
+
+
+def integers(path):
+    arrays = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+    return [array for array in arrays if array.dtype == "int8" and array.ndim > 1]
+
+
+def test_a_graph_in_a_graph_is_left_alone():
+    inner = helper.make_graph([helper.make_node("Identity", ["image"], ["y"])], "i", [], [outer("y")])
+    node = helper.make_node("If", ["true"], ["out"], then_branch=inner, else_branch=inner)
+    graph = helper.make_graph(
+        [node], "g", [outer("image")], [outer("out")], [helper.make_tensor("true", 9, [], [True])]
+    )
+    model = helper.make_model(graph)
+    before = model.SerializeToString()
+    compact(model)
+    assert model.SerializeToString() == before
+
+
+def outer(name):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
