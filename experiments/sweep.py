@@ -229,9 +229,9 @@ class Noise:
         return (self.pixels[batch] for batch in batches)
 
 
-def noise(x: Tensor) -> Data:
+def noise(x: Tensor, classes: int = CLASSES) -> Data:
     """A data set of these images, for stages that look at one."""
     split, (count, *size) = Noise(x), x.shape[1:]
-    names = tuple(map(str, range(CLASSES)))
-    facts = Facts(CLASSES, names, count, (size[0], size[1]), (0.5,) * count, (0.25,) * count, split.labels)
+    names = tuple(map(str, range(classes)))
+    facts = Facts(classes, names, count, (size[0], size[1]), (0.5,) * count, (0.25,) * count, split.labels)
     return Data(DataConfig(), Augment(), facts, split, split, split, (), "noise")

@@ -21,7 +21,7 @@ from compress.quantize.compact import compact
 from compress.quantize.equalize import equalize
 from compress.quantize.net import Net
 from compress.quantize.scheme import Scheme
-from compress.quantize.weights import settle
+from compress.quantize.weights import Settled, settle, settled
 from kd.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,9 +68,17 @@ class Ready:
 
     @cached_property
     def net(self) -> Net:
-        """With weights where the static integers will be."""
+        """With all weights where the static integers will be."""
+        return self._net(self._settled)
+
+    @cached_property
+    def _settled(self) -> Settled:
+        return settled(Net(self._model), self.images, self.scheme)
+
+    def _net(self, found: Settled) -> Net:
+        """A copy with these weights."""
         net = Net(_copy(self._model))
-        settle(net, self.images, self.scheme)
+        settle(net, found)
         return net
 
     @cached_property
@@ -89,10 +97,11 @@ class Ready:
             name: TensorData(lowest=np.float32(low), highest=np.float32(high))
             for name, (low, high) in self.ranges.items()
         }
+        part = {name: new for name, new in self._settled.items() if name not in keep and (not only or name in only)}
         excluded = [node.name for node in self.net.model.graph.node if node.op_type in _FLOAT]
         with _told("static"), _quiet():
             quantizer = QDQQuantizer(
-                _copy(self.net.model),
+                self._net(part).model,
                 self.scheme.per_channel,
                 self.scheme.reduced,
                 QuantType.QInt8,
@@ -112,8 +121,8 @@ class Ready:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        net = Net(_copy(self._model))
-        settle(net, self.images, self.scheme, together="Conv")  # onnxruntime gives its channels one scale
+        # onnxruntime gives the channels of a convolution one scale
+        net = self._net(settled(Net(self._model), self.images, self.scheme, together="Conv"))
         with TemporaryDirectory() as folder, _told("dynamic"), _quiet():
             result = Path(folder) / "result.onnx"
             quantize_dynamic(

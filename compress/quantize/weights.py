@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +20,17 @@ _POSITIONS = 1 << 6  # of one image, that second moments are made of
 _LEAST = 1e-6  # of the error of a row: less is not worth turning a weight
 
 
-def settle(net: Net, images: Tensor, scheme: Scheme, together: str = "") -> None:
-    """Put the weights of all layers on their integers' places, and mend the biases, by what flows for the images.
+Settled = dict[str, tuple[np.ndarray, np.ndarray | None]]
+"""By the name of a layer its new weight, and what is added to its bias."""
+
+
+def settled(net: Net, images: Tensor, scheme: Scheme, together: str = "") -> Settled:
+    """Weights on their integers' places, and mended biases, by what flows in the net for the images.
 
     The channels of layers of the kind `together` have one step in any case.
     """
     means, moments = _moments(net, images, scheme)
+    found: Settled = {}
     for layer in net.layers:
         weight = _tensor(net, layer)
         rows = layer.rows(weight)
@@ -33,13 +39,22 @@ def settle(net: Net, images: Tensor, scheme: Scheme, together: str = "") -> None
         if scheme.rounding == "learned":
             integers = learned(rows, step, scheme.most, moments[layer.name])
         rounded = layer.whole(step * integers, tuple(weight.shape))
-        net[layer.weight] = rounded.numpy()
-        if scheme.correct_bias:
-            net.add(layer, -drift(layer, means[layer.name], rounded - weight).numpy())
+        amount = -drift(layer, means[layer.name], rounded - weight).numpy() if scheme.correct_bias else None
+        found[layer.name] = rounded.numpy(), amount
+    return found
+
+
+def settle(net: Net, found: Settled) -> None:
+    """Give the layers that are found their new weights and biases."""
+    for layer in net.layers:
+        if layer.name in found:
+            net[layer.weight], amount = found[layer.name]
+            if amount is not None:
+                net.add(layer, amount)
 
 
 def steps(rows: Tensor, scheme: Scheme) -> Tensor:
-    """(out, 1) what integers stand for multiples of: the largest stands for the largest weight of the row, or of all."""
+    """(out, 1) what integers stand for multiples of: the largest for the largest weight, of a row or of all."""
     far = rows.abs().amax(1, keepdim=True)
     if not scheme.per_channel:
         far = far.amax().expand_as(far)

@@ -17,13 +17,13 @@ def test_the_layer_that_suffers_most_comes_first_and_spares_most_in_float(tmp_pa
         *(layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 3), nn.ReLU())), nn.Flatten(), nn.Linear(12, 4)
     )
     with torch.no_grad():
-        net[0].bias[0] = -100.0
-        net[2].weight[0, 0, 0, 0] = 20.0
-        net[7].weight *= 8
+        net[0].weight[0] = 0
+        net[0].bias[0] = -0.1
+        net[2].weight[:, 0, 0, 0] = 200.0
     images = torch.rand(16, 3, 8, 8)
     images[:, :, ::2, ::2] = 0
     exported = write(convert(net.eval(), images, 18), tmp_path / "float.onnx")
-    ready = Ready(exported, images, Scheme(reduce_range=False, per_channel=False))
+    ready = Ready(exported, images, Scheme(reduce_range=False))
     found = damage(ready, exported)
     assert list(found.values()) == sorted(found.values(), reverse=True)
     assert list(found) != [layer.name for layer in ready.net.layers]

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 from compress.onnx_graph import observed
 from compress.quantize.integer import Ready
 from compress.quantize.scheme import Scheme
-from compress.quantize.weights import drift, learned, nearest, settle, steps
+from compress.quantize.weights import drift, learned, nearest, settle, settled, steps
 
 WHOLE = Scheme(reduce_range=False)
 
@@ -133,7 +133,8 @@ def test_what_rounding_adds_to_means_is_taken_out(make_net, biased):
         net = conv(make_net, weight, bias if biased else None, pads=[1, 1, 1, 1])
         exact = observed(net.model, ["out"], images.numpy(), 20)
         before = next(exact)["out"].mean((0, 2, 3))
-        settle(net, images, Scheme(reduce_range=False, per_channel=False, correct_bias=correct))
+        scheme = Scheme(reduce_range=False, per_channel=False, correct_bias=correct)
+        settle(net, settled(net, images, scheme))
         means[correct] = np.abs(next(observed(net.model, ["out"], images.numpy(), 20))["out"].mean((0, 2, 3)) - before)
     assert means[False].max() > 1e-3
     assert means[True].max() < 1e-5

@@ -1,0 +1,86 @@
+"""How small a net becomes in 8-bit integers, as files that run, and whether they are faster than float.
+
+Example: python -m experiments.quantized_size --name mobilenetv2_100
+No weights are needed, since neither size nor time depends on them; so nothing is said of accuracy.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import torch
+
+import compress
+from compress import Export, OnnxModel
+from compress.onnx_model import verify
+from compress.quantize.integer import integer_convolutions, quantized
+from compress.quantize.scheme import Scheme
+from experiments import cli
+from experiments.render.markdown import table
+from experiments.sweep import distance, enliven, images, noise
+from students import Blueprint, zoo
+
+BATCHES = (1, 8)
+FORMS: dict[str, tuple[Literal["static", "dynamic"], bool]] = {
+    "static, a scale each channel": ("static", True),
+    "static, a scale each layer": ("static", False),
+    "dynamic": ("dynamic", True),
+}
+
+
+@dataclass(frozen=True)
+class SizeConfig:
+    """Quantise and weigh.
+
+    Attributes:
+        name: a timm, CIFAR or torchvision name.
+        classes: how many the net tells apart.
+        image_size: pixels a side; None: as published.
+        seconds: about how long is measured.
+        threads: of the runtime.
+    """
+
+    name: str = "mobilenetv2_100"
+    classes: int = 1000
+    image_size: int | None = None
+    seconds: float = 60.0
+    threads: int = 1
+
+
+def compare(config: SizeConfig) -> str:
+    """A row for each form: bytes of the file, integer convolutions, the error, and time relative to float."""
+    torch.manual_seed(0)
+    size = config.image_size or zoo.published(config.name).image_size
+    model = Blueprint(config.name, config.classes, image_size=size, normalize=((0.5,), (0.25,))).build()
+    x = images(4, size)
+    enliven(model, x)
+    with TemporaryDirectory() as folder:
+        whole = Export().write(model, noise(x, config.classes), Path(folder) / "float.onnx")
+        files: dict[str, OnnxModel] = {"float": whole}
+        for place, (form, (mode, per_channel)) in enumerate(FORMS.items()):
+            scheme = Scheme(per_channel=per_channel)
+            files[form] = quantized(whole, mode, x, Path(folder) / f"{place}.onnx", scheme)
+        told = compress.latency(files, whole.image_shape, BATCHES, 10, config.threads, config.seconds)
+        rows = []
+        for form, file in files.items():
+            verify(file.path)
+            count = file.path.stat().st_size
+            times = [told[form][f"batch{batch}"]["p50"] / told["float"][f"batch{batch}"]["p50"] for batch in BATCHES]
+            integer, convolutions = integer_convolutions(file.path)
+            error = distance(file(x), whole(x))
+            cells = [f"{count / 1e6:.3f}", f"{count / 2**20:.3f}", f"{integer} of {convolutions}", f"{error:.2f}"]
+            rows.append([form, *cells, *(f"{time:.2f}" for time in times)])
+    head = ("file", "MB", "MiB", "integer convolutions", "error", *(f"time, batch {batch}" for batch in BATCHES))
+    return table(head, rows)
+
+
+def main(config: SizeConfig, _: str) -> None:
+    print(compare(config))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("quantized_size", SizeConfig, main))
