@@ -39,7 +39,8 @@ class Quantize(Scheme):
             file, the smallest whose accuracy on validation, on the runtime, is at most `within` points below float and
             that is not slower than float; of files within a quarter of its size, the fastest.
         keep_float: how many layers stay in float in a static file, those which alone in integers change the answers
-            most. With "auto" they are those of "mixed"; 0: an eighth of the layers there.
+            most; onnxruntime may yet make integers of a weight whose layer stands between integers, as it loads the
+            file, so count them in the report. With "auto" they are those of "mixed"; 0: an eighth of the layers there.
         within: points of accuracy that "auto" may give away.
         per_channel: a scale for each output channel of a weight.
         reduce_range: weights of 7 bits, because products of 8 bits overflow on x86 processors without VNNI;
