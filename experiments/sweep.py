@@ -208,7 +208,7 @@ def enliven(model: nn.Module, x: Tensor) -> None:
         if norms:
             model(x)
         for norm in norms:
-            norm.running_var.clamp_(min=0.1)  # a channel that hardly varied would make another image explode
+            norm.running_var.clamp_(min=0.3)  # a channel that hardly varied would make another image explode
     model.eval()
 
 
