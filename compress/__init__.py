@@ -3,6 +3,7 @@
 from compress.artefact import load_artefact, save_artefact
 from compress.cost import Cost, measure
 from compress.export import Export
+from compress.file_model import FileModel
 from compress.latency import latency
 from compress.lowrank import LowRank
 from compress.onnx_model import OnnxModel
@@ -12,12 +13,15 @@ from compress.recover import Recover
 from compress.repeat import Repeat
 from compress.sparsify import Sparsify
 from compress.stage import Artefact, Context, Report, Stage
+from compress.torch_export import TorchExport
+from compress.torch_model import TorchModel
 
 __all__ = [
     "Artefact",
     "Context",
     "Cost",
     "Export",
+    "FileModel",
     "LowRank",
     "OnnxModel",
     "Prune",
@@ -27,6 +31,8 @@ __all__ = [
     "Report",
     "Sparsify",
     "Stage",
+    "TorchExport",
+    "TorchModel",
     "latency",
     "load_artefact",
     "measure",
