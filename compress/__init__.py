@@ -6,6 +6,7 @@ from compress.export import Export
 from compress.file_model import FileModel
 from compress.latency import latency
 from compress.lowrank import LowRank
+from compress.mobile import Mobile, MobileModel
 from compress.onnx_model import OnnxModel
 from compress.prune import Prune
 from compress.quantize import Quantize
@@ -23,6 +24,8 @@ __all__ = [
     "Export",
     "FileModel",
     "LowRank",
+    "Mobile",
+    "MobileModel",
     "OnnxModel",
     "Prune",
     "Quantize",

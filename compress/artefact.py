@@ -8,12 +8,13 @@ from torch import nn
 
 import students
 from compress.file_model import FileModel
+from compress.mobile import MobileModel
 from compress.onnx_model import OnnxModel
 from compress.torch_model import TorchModel
 from kd.errors import InputError
 from students.storage import PLAN, WEIGHTS
 
-FILES: dict[str, type[FileModel]] = {kind.file: kind for kind in (OnnxModel, TorchModel)}
+FILES: dict[str, type[FileModel]] = {kind.file: kind for kind in (OnnxModel, TorchModel, MobileModel)}
 ONNX = OnnxModel.file
 
 

@@ -46,7 +46,7 @@ class Export(Exporter[OnnxModel]):
     def details(self) -> dict[str, object]:
         return {"opset": self.opset}
 
-    def content(self, model: nn.Module, images: Tensor, facts: dict[str, str]) -> bytes:
+    def content(self, model: nn.Module, images: Tensor, facts: dict[str, str], data: Data) -> bytes:
         proto = convert(model, images, self.opset)
         if self.packed:
             pack(proto)
@@ -83,6 +83,8 @@ def deployed(model: nn.Module, images: Tensor, path: Path) -> OnnxModel:
 
 
 def _exported(model: nn.Module, images: Tensor, opset: int, optimize: bool = True) -> ModelProto:
+    from onnx_ir.passes.common import NameFixPass
+
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -98,6 +100,7 @@ def _exported(model: nn.Module, images: Tensor, opset: int, optimize: bool = Tru
             verbose=False,
         )
     assert program is not None
+    NameFixPass()(program.model)  # without its optimiser the exporter may give two values one name
     proto = program.model_proto
     if optimize and not _closed(proto):  # where one tensor is clipped twice, its optimiser loses the limits
         return _exported(model, images, opset, optimize=False)

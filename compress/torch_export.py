@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from compress.exporter import FEW, Exporter, quiet
 from compress.torch_model import TorchModel, sealed
+from kd.data import Data
 from kd.errors import InputError
 from teachers.fold import folded
 
@@ -27,13 +28,13 @@ class TorchExport(Exporter[TorchModel]):
 
     form, kind = "torch.export", TorchModel
 
-    def content(self, model: nn.Module, images: Tensor, facts: dict[str, str]) -> bytes:
+    def content(self, model: nn.Module, images: Tensor, facts: dict[str, str], data: Data) -> bytes:
         return sealed(lean(program(folded(model, images[:FEW]), images), images), facts)
 
 
-def program(model: nn.Module, images: Tensor) -> ExportedProgram:
-    """The graph of a module in evaluation mode, with a free batch size. Raises InputError where it has none."""
-    batch = Dim("batch", min=1, max=1 << 16)
+def program(model: nn.Module, images: Tensor, most: int = 1 << 16) -> ExportedProgram:
+    """The graph of a module in evaluation mode, for any batch up to `most`. Raises InputError where it has none."""
+    batch = Dim("batch", min=1, max=most)
     try:
         with quiet(), torch.no_grad():  # two: a batch of one would be taken for a constant
             return torch.export.export(model, (images[:1].repeat(2, 1, 1, 1),), dynamic_shapes=({0: batch},))
@@ -42,7 +43,7 @@ def program(model: nn.Module, images: Tensor) -> ExportedProgram:
         raise InputError("export", type(model).__name__, why) from error
 
 
-def lean(found: ExportedProgram, images: Tensor) -> ExportedProgram:
+def lean(found: ExportedProgram, images: Tensor, most: int = 1 << 16) -> ExportedProgram:
     """The same program without tensors that nothing reads, and without traces of the machine that it was made on."""
     module = found.module(check_guards=False)
     assert isinstance(module, GraphModule)
@@ -52,7 +53,7 @@ def lean(found: ExportedProgram, images: Tensor) -> ExportedProgram:
         parent, _, name = path.rpartition(".")
         delattr(module.get_submodule(parent), name)
     module.recompile()
-    made = program(module, images)
+    made = program(module, images, most)
     for node in made.graph.nodes:
         for trace in _TRACES:
             node.meta.pop(trace, None)
