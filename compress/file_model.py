@@ -15,6 +15,7 @@ from kd.checkpoint import atomic_write
 from kd.errors import InputError
 
 KEY = "retort.sha256"
+_CHUNK = 256  # images that go through a runtime at once: bounds the memory of activations
 
 
 class Count(NamedTuple):
@@ -47,7 +48,7 @@ class FileModel(ABC):
         """Logits on the device of `x`. Raises InputError where images have another shape than the model takes."""
         if tuple(x.shape[1:]) != self.image_shape:
             raise InputError("images", tuple(x.shape[1:]), f"{self.path.name} takes {self.image_shape}")
-        chunks = x.detach().float().cpu().contiguous().split(self.most)
+        chunks = x.detach().float().cpu().contiguous().split(_CHUNK)
         return torch.cat([torch.as_tensor(self.ready(chunk)()) for chunk in chunks]).to(x.device)
 
     @abstractmethod
@@ -56,11 +57,6 @@ class FileModel(ABC):
 
         Raises InputError where the runtime cannot load the file.
         """
-
-    @property
-    def most(self) -> int:
-        """Images that go through the runtime at once: bounds the memory of activations."""
-        return 256
 
     @property
     @abstractmethod

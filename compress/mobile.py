@@ -40,7 +40,7 @@ class _Loaded(NamedTuple):
 
 
 class MobileModel(FileModel):
-    """A classifier in a .pte file, on ExecuTorch. The runtime chooses its threads by itself."""
+    """A classifier in a .pte file, on ExecuTorch: image by image, on as many threads as the runtime chooses."""
 
     runtime, file = "executorch", "model.pte"
     seal = staticmethod(seal)
@@ -50,8 +50,8 @@ class MobileModel(FileModel):
         return content[:-_SEAL]
 
     def ready(self, x: Tensor) -> Callable[[], Any]:
-        forward = self._loaded.forward
-        return lambda: forward.execute([x])[0].clone()  # whose memory the runtime uses again
+        forward, images = self._loaded.forward, x.split(1)
+        return lambda: torch.cat([forward.execute([image])[0].clone() for image in images])  # its memory is used again
 
     @cached_property
     def _loaded(self) -> _Loaded:
@@ -63,10 +63,6 @@ class MobileModel(FileModel):
             return _Loaded(loaded, loaded.load_method("forward"), json.loads(loaded.load_method(_FACTS).execute([])[0]))
         except Exception as error:  # the runtime raises what its native part does
             raise InputError("model", str(self.path), f"ExecuTorch cannot load it: {error}") from error
-
-    @property
-    def most(self) -> int:
-        return int(self.metadata["batch"])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -92,19 +88,16 @@ class Mobile(Exporter[MobileModel]):
     Attributes:
         quantize: 8-bit integers; else float.
         calibration: how many training images the ranges of activations are found from.
-        batch: the largest batch that it takes: its memory is planned for that.
     """
 
     form, kind = "ExecuTorch", MobileModel
 
     quantize: bool = True
     calibration: int = 256
-    batch: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("calibration", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"mobile.{name}", getattr(self, name), "must be 1 or more")
+        if self.calibration < 1:
+            raise InputError("mobile.calibration", self.calibration, "must be 1 or more")
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
         """Raises InputError as `Exporter` does, and where ExecuTorch is not installed."""
@@ -123,15 +116,15 @@ class Mobile(Exporter[MobileModel]):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        traced = lean(program(folded(model, images[:FEW]), images, self.batch), images, self.batch)
+        traced = lean(program(folded(model, images[:FEW]), images, False), images, False)
         module = traced.module(check_guards=False)
         params = list(module.parameters())
         counted = [sum(each.numel() for each in params), sum(int(each.count_nonzero()) for each in params)]
-        facts = facts | {"batch": str(self.batch), "count": json.dumps([*counted, macs(module, (*images.shape[1:],))])}
+        facts = facts | {"count": json.dumps([*counted, macs(module, (*images.shape[1:],))])}
         if self.quantize:
             order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[: self.calibration]
             shown = torch.cat(list(data.train.read([order]))).float() / 255
-            traced = program(_quantised(module, shown), images, self.batch)
+            traced = program(_quantised(module, shown), images, False)
         with quiet():
             lowered = to_edge_transform_and_lower(
                 traced, partitioner=[XnnpackPartitioner()], constant_methods={_FACTS: json.dumps(facts)}
@@ -164,7 +157,7 @@ def _quantised(module: nn.Module, images: Tensor) -> nn.Module:
 
     with quiet(), torch.no_grad():
         prepared = prepare_pt2e(module, XNNPACKQuantizer().set_global(get_symmetric_quantization_config(True)))
-        for chunk in images.split(64):
-            prepared(chunk)
+        for image in images.split(1):
+            prepared(image)
         made: nn.Module = convert_pt2e(prepared)
     return made

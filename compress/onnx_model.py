@@ -115,10 +115,12 @@ class OnnxModel(FileModel):
         return self.count().macs
 
     def verify(self) -> None:
-        """As any; but a file of another program, which carries neither our name in front nor our seal, passes."""
+        """As any; but of a file of another program, with neither our name in front nor our seal, that it loads."""
         content = self.path.read_bytes() if self.path.is_file() else b""
         if not content or _PRODUCER in content[:_SEAL] or KEY.encode() in content[-_SEAL:]:
             super().verify()
+        else:
+            _ = self.session
 
     def save(self, folder: Path) -> None:
         import onnx

@@ -32,18 +32,22 @@ class TorchExport(Exporter[TorchModel]):
         return sealed(lean(program(folded(model, images[:FEW]), images), images), facts)
 
 
-def program(model: nn.Module, images: Tensor, most: int = 1 << 16) -> ExportedProgram:
-    """The graph of a module in evaluation mode, for any batch up to `most`. Raises InputError where it has none."""
-    batch = Dim("batch", min=1, max=most)
+def program(model: nn.Module, images: Tensor, free: bool = True) -> ExportedProgram:
+    """The graph of a module in evaluation mode, with a free batch size or for one image.
+
+    Raises InputError where it has none.
+    """
+    shapes = ({0: Dim("batch", min=1, max=1 << 16)},) if free else None
+    shown = images[:1].repeat(2 if free else 1, 1, 1, 1)  # of a free batch, one would be taken for a constant
     try:
-        with quiet(), torch.no_grad():  # two: a batch of one would be taken for a constant
-            return torch.export.export(model, (images[:1].repeat(2, 1, 1, 1),), dynamic_shapes=({0: batch},))
+        with quiet(), torch.no_grad():
+            return torch.export.export(model, (shown,), dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises what it meets: its own errors, and those of the model
         why = f"torch.export cannot follow it: {' '.join(str(error).split())[:200]}"
         raise InputError("export", type(model).__name__, why) from error
 
 
-def lean(found: ExportedProgram, images: Tensor, most: int = 1 << 16) -> ExportedProgram:
+def lean(found: ExportedProgram, images: Tensor, free: bool = True) -> ExportedProgram:
     """The same program without tensors that nothing reads, and without traces of the machine that it was made on."""
     module = found.module(check_guards=False)
     assert isinstance(module, GraphModule)
@@ -53,7 +57,7 @@ def lean(found: ExportedProgram, images: Tensor, most: int = 1 << 16) -> Exporte
         parent, _, name = path.rpartition(".")
         delattr(module.get_submodule(parent), name)
     module.recompile()
-    made = program(module, images, most)
+    made = program(module, images, free)
     for node in made.graph.nodes:
         for trace in _TRACES:
             node.meta.pop(trace, None)
