@@ -14,6 +14,7 @@ from torch import nn
 import students
 from compress.artefact import load_artefact
 from compress.file_model import FileModel
+from compress.mobile import MobileModel
 from compress.onnx_model import INPUT, OnnxModel
 from compress.stage import Artefact
 from compress.torch_model import TorchModel
@@ -35,6 +36,12 @@ model = torch.export.load("model.pt2", extra_files=(facts := {{"retort.json": ""
 images = torch.rand(1, {shape})  # yours, with pixels from 0 to 1
 logits = model(images)
 print(json.loads(json.loads(facts["retort.json"])["classes"])[logits[0].argmax()])"""
+_MOBILE = """\
+import json, torch, executorch.runtime
+program = executorch.runtime.Runtime.get().load_program("model.pte")
+image = torch.rand(1, {shape})  # yours, with pixels from 0 to 1
+logits = program.load_method("forward").execute([image])[0]
+print(json.loads(json.loads(program.load_method("retort").execute([])[0])["classes"])[logits[0].argmax()])"""
 _FOLDER = """\
 import torch, students
 model = students.load(".")
@@ -44,17 +51,19 @@ with torch.no_grad():
 
 
 class _Form(NamedTuple):
-    """How the Hub names the library, what the example needs, the example."""
+    """How the Hub names the library, what the example needs, the example, how many images the model takes."""
 
     library: str
     needs: str
     example: str
+    takes: str = "any number of images, (N, {shape}),"
 
 
 _FOLDER_FORM = _Form("retort", "this library", _FOLDER)
 _FORMS: dict[type[Any], _Form] = {
     OnnxModel: _Form("onnx", "onnxruntime and numpy", _ONNX),
     TorchModel: _Form("pytorch", "torch", _TORCH),
+    MobileModel: _Form("executorch", "executorch", _MOBILE, "one image at a time, (1, {shape}),"),
 }
 
 
@@ -126,8 +135,8 @@ def _about(model: Artefact) -> str:
     if isinstance(model, FileModel):
         what = f"one file, `{model.file}`, for {model.runtime}"
     return (
-        f"A classifier of {kind} images of {height} × {width} pixels into {many} classes{known}. It is {what}, made by "
-        "Retort: distilled, compressed and measured."
+        f"A classifier of {kind} images of {height} × {width} pixels into {many} classes{known}. It is {what}, made with "
+        "Retort, which distils, searches and compresses classifiers."
     )
 
 
@@ -136,7 +145,7 @@ def _use(model: Artefact) -> str:
     shape = ", ".join(map(str, _shape(model)))
     return (
         f"With {form.needs} alone, beside the file:\n\n```python\n{form.example.format(shape=shape)}\n```\n\n"
-        f"It takes any number of images, (N, {shape}), with pixels from 0 to 1 that are not normalised: it does that "
+        f"It takes {form.takes.format(shape=shape)} with pixels from 0 to 1 that are not normalised: it does that "
         "itself. It gives logits, a row an image, in the order of the classes."
     )
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from compress import Mobile, MobileModel, latency, load_artefact, measure, mobile, save_artefact
+from compress.card import Told, write_card
 from compress.exporter import TOLERANCE
 from kd.errors import InputError
 from kd.evaluate import evaluate
@@ -17,6 +22,7 @@ try:
     WHY = ""
 except InputError as error:
     WHY = error.allowed
+PIPES = {"capture_output": True, "text": True}
 installed = pytest.mark.skipif(bool(WHY), reason=WHY)
 
 
@@ -45,6 +51,20 @@ def test_a_float_file_answers_as_torch_does(trained, digits, tmp_path):
         expected = trained(x)
     assert (file(x) - expected).abs().max() < TOLERANCE * expected.abs().max()
     assert json.loads(file.metadata["classes"]) == [str(digit) for digit in range(10)]
+
+
+@installed
+def test_the_example_of_its_card_needs_executorch_and_none_of_this_library(trained, digits, tmp_path):
+    Mobile(quantize=False).write(trained, digits, tmp_path / "model.pte")
+    text = write_card(tmp_path, Told("small")).read_text()
+    assert "library_name: executorch" in text
+    (code,) = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
+    assert len(code.splitlines()) == 5
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, **PIPES
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] in map(str, range(10))
 
 
 @installed
