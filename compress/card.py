@@ -135,8 +135,8 @@ def _about(model: Artefact) -> str:
     if isinstance(model, FileModel):
         what = f"one file, `{model.file}`, for {model.runtime}"
     return (
-        f"A classifier of {kind} images of {height} × {width} pixels into {many} classes{known}. It is {what}, made with "
-        "Retort, which distils, searches and compresses classifiers."
+        f"A classifier of {kind} images of {height} × {width} pixels into {many} classes{known}. It is {what}, made "
+        "with Retort, which distils, searches and compresses classifiers."
     )
 
 
