@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.file_model import Count
 from compress.onnx_model import session_options
 from compress.onnx_sparse import unpack
 
@@ -26,14 +27,6 @@ _FACTORS = {
     "QLinearConv": (0, 3),
     "QLinearMatMul": (0, 3),
 }
-
-
-class Count(NamedTuple):
-    """Elements of the parameters, those that are not zero, and multiply-accumulates per image."""
-
-    params: int
-    nonzero: int
-    macs: int
 
 
 def count(path: Path) -> Count:
