@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 import students
 from compress import cost
-from compress.lowrank import LowRank, factorise, look
+from compress.lowrank import LowRank
+from compress.lowrank.forms import FORMS, factorise
+from compress.lowrank.layers import look
 from compress.prune import Prune
 from kd.errors import InputError
 
@@ -65,12 +67,12 @@ def check_ranks(made: students.Classifier, report) -> None:
     """The net is made of the factors that the report tells of."""
     for path, told in report.details["layers"].items():
         row = made.net.get_submodule(path)
-        if told["method"] == "svd":
-            assert [len(layer.weight) for layer in row[:-1]] == told["rank"]
-            assert len(row) == 2
-        else:
+        assert len(row) == (2 if told["method"] in ("svd", "spatial") else 3)
+        if told["method"] == "tucker":
             assert [len(row[1].weight), len(row[0].weight)] == told["rank"]
-            assert len(row) == 3
+        else:
+            assert {len(layer.weight) for layer in row[:-1]} == set(told["rank"])
+            assert [layer.groups for layer in row[1:-1]] == told["rank"][: len(row) - 2]
 
 
 @pytest.mark.parametrize(("by", "whiten"), [("macs", True), ("params", True), ("macs", False)])
@@ -83,7 +85,7 @@ def test_the_target_is_met_and_reported(by, whiten, context):
     assert kept[by] <= 0.5
     assert {name: report.details[f"kept_{name}"] for name in kept} == pytest.approx(kept)
     assert report.name == "lowrank"
-    assert {layer["method"] for layer in report.details["layers"].values()} == {"tucker"}
+    assert {layer["method"] for layer in report.details["layers"].values()} <= {"tucker", "cp", "spatial"}
     check_ranks(made, report)
     (note,) = report.notes
     assert note.startswith(f"{len(report.details['layers'])} layers are factorised")
@@ -108,7 +110,7 @@ def test_where_nothing_is_cheaper_the_model_is_unchanged_and_the_note_says_so(na
     model = varied() if name == "varied" else create(name)
     made, report = LowRank(0.5, min_rank=10_000)(model, context())
 
-    assert report.details == {"kept_macs": 1.0, "kept_params": 1.0, "layers": {}}
+    assert report.details == {"kept_macs": 1.0, "kept_params": 1.0, "layers": {}, "degenerate": []}
     assert len(report.notes) == 1
     assert "the model is unchanged" in report.notes[0]
     assert made.blueprint == model.blueprint
@@ -116,7 +118,8 @@ def test_where_nothing_is_cheaper_the_model_is_unchanged_and_the_note_says_so(na
     assert torch.equal(answers(made), answers(model))
 
 
-def test_a_convolution_of_low_rank_is_found_and_not_missed(context):
+@pytest.mark.parametrize("method", ["tucker", "auto"])
+def test_a_convolution_of_low_rank_is_found_and_not_missed(method, context):
     model = create("cifar_resnet20")
     weight = model.net.get_submodule("layer2.1.conv1").weight
     with torch.no_grad():
@@ -124,7 +127,7 @@ def test_a_convolution_of_low_rank_is_found_and_not_missed(context):
             torch.einsum("or,rskl,is->oikl", torch.randn(32, 3), torch.randn(3, 2, 3, 3), torch.randn(32, 2)) / 20
         )
     for whiten in (True, False):
-        made, report = LowRank(0.96, whiten=whiten)(model, context())
+        made, report = LowRank(0.96, method=method, whiten=whiten)(model, context())
         told = report.details["layers"]
 
         assert set(told) == {"layer2.1.conv1"}
@@ -159,7 +162,7 @@ def test_what_is_told_as_lost_is_what_the_outputs_of_the_layer_lose(shape, conte
     (layer,) = [each for each in look(model, seen.images(), True) if each.path == "3"]
     rank = min(shape) // 3
     made = copy.deepcopy(model)
-    factorise(made, layer, [rank])
+    factorise(made, layer, "svd", [rank])
     outputs = (net[3](x) - net[3].bias).detach()
     missed = (made.net[3](x) - net[3](x)).detach()
     best = torch.linalg.svdvals(outputs.double())[rank:].square().sum()
@@ -167,7 +170,7 @@ def test_what_is_told_as_lost_is_what_the_outputs_of_the_layer_lose(shape, conte
     assert missed.square().sum() == pytest.approx(float(best), rel=2e-2, abs=1e-5 * float(outputs.square().sum()))
     for choice_rank, lost in _lost_by_rank(model, seen).items():
         made = copy.deepcopy(model)
-        factorise(made, layer, [choice_rank])
+        factorise(made, layer, "svd", [choice_rank])
         share = (made.net[3](x) - net[3](x)).square().sum() / outputs.square().sum()
         assert lost == pytest.approx(share.item(), rel=5e-2, abs=1e-5)
 
@@ -211,6 +214,9 @@ def test_whitened_cuts_keep_the_answers_closer(trained, context, digits):
     [
         ("svd", {"shortcut", "narrow", "wide", "head"}),
         ("tucker", {"dilated", "same", "tall"}),
+        ("cp", {"dilated", "same", "tall"}),
+        ("spatial", {"dilated", "same", "tall"}),
+        (("cp", "svd"), {"dilated", "same", "tall", "shortcut", "narrow", "wide", "head"}),
         ("auto", {"dilated", "same", "tall", "shortcut", "narrow", "wide", "head"}),
     ],
 )
@@ -222,26 +228,35 @@ def test_only_layers_of_the_method_are_touched(method, can, context):
     assert touched == set(report.details["layers"])
     assert can - {"dilated"} <= touched <= can
     for path in touched:
-        assert report.details["layers"][path]["rank"] in ([1], [1, 1])
-        assert (report.details["layers"][path]["method"] == "svd") == (len(made.net.get_submodule(path)) == 2)
+        told = report.details["layers"][path]
+        assert told["rank"] in ([1], [1, 1])
+        assert (told["method"] == "svd") == (path in {"shortcut", "narrow", "wide", "head"})
+        assert method == "auto" or told["method"] in method
     for path, module in model.net.named_children():
         if path not in touched:
             assert repr(made.net.get_submodule(path)) == repr(module)
 
 
 @pytest.mark.parametrize("whiten", [True, False])
-def test_full_ranks_repeat_every_layer_with_its_stride_padding_and_dilation(whiten, context):
+@pytest.mark.parametrize("method", ["tucker", "cp", "spatial"])
+def test_full_ranks_repeat_every_layer_with_its_stride_padding_and_dilation(method, whiten, context):
     model = varied()
     made = copy.deepcopy(model)
     layers = look(model, context().images(), whiten)
     assert [layer.path for layer in layers] == ["dilated", "same", "tall", "shortcut", "narrow", "wide", "head"]
     for layer in layers:
-        outs, ins = layer.module.weight.shape[:2]
-        factorise(made, layer, [min(outs, ins)] if layer.method == "svd" else [outs, ins])
+        name = "svd" if layer.is_matrix else method
+        factorise(made, layer, name, FORMS[name].full(layer))
 
     assert torch.allclose(answers(made), answers(model), atol=1e-4)
-    core = made.net.get_submodule("dilated.1")
-    assert (core.kernel_size, core.stride, core.padding, core.dilation) == ((3, 3), (2, 1), (1, 2), (1, 2))
+    settings = [
+        (core.kernel_size, core.stride, core.padding, core.dilation) for core in made.net.get_submodule("dilated")
+    ]
+    if method == "spatial":
+        assert settings[0] == ((3, 1), (2, 1), (1, 0), (1, 1))
+        assert settings[1] == ((1, 3), (1, 1), (0, 2), (1, 2))
+    else:
+        assert settings[1] == ((3, 3), (2, 1), (1, 2), (1, 2))
     assert made.net.get_submodule("same.1").padding == "same"
     assert [layer.stride for layer in made.net.get_submodule("shortcut")] == [(2, 2), (1, 1)]
     for path, module in model.net.named_children():
@@ -370,7 +385,13 @@ def test_a_target_out_of_reach_is_told(stage, name, why, context):
         ("target", 1, "must be above 0 and below 1"),
         ("target", float("nan"), "must be above 0 and below 1"),
         ("by", "latency", "must be macs or params"),
-        ("method", "cp", "must be one of auto, svd, tucker"),
+        ("method", "parafac", "must be among auto, svd, tucker, cp, spatial"),
+        ("method", ("svd", "parafac"), "must be among auto, svd, tucker, cp, spatial"),
+        ("method", (), "must be among auto, svd, tucker, cp, spatial"),
+        ("ranks", "guess", "must be one of budget, sensitivity, energy, evbmf"),
+        ("energy", 0, "must be above 0, and 1 or below"),
+        ("energy", 1.1, "must be above 0, and 1 or below"),
+        ("energy", float("nan"), "must be above 0, and 1 or below"),
         ("min_rank", 0, "must be 1 or more"),
     ],
 )

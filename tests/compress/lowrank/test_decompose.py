@@ -7,7 +7,7 @@ from tensorly.decomposition import partial_tucker
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from compress.decompose import core_energy, spectrum, svd, tucker, whitening
+from compress.lowrank.decompose import core_energy, spectrum, svd, tucker, whitening
 
 MATRICES = [(6, 10), (10, 6), (8, 8)]
 KERNELS = [(8, 6, 3, 3), (16, 24, 3, 3), (12, 4, 5, 1), (5, 9, 2, 3)]
