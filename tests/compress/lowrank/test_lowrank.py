@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import students
-from compress import cost
-from compress.lowrank import LowRank
+from compress import Export, Quantize, Recover, cost
+from compress.lowrank import LowRank, forms
+from compress.lowrank.cp import Degenerate
 from compress.lowrank.forms import FORMS, factorise
 from compress.lowrank.layers import look
 from compress.prune import Prune
+from compress.target import cost_of
 from kd.errors import InputError
 
 SHAPE = (1, 8, 8)
@@ -94,15 +98,28 @@ def test_the_target_is_met_and_reported(by, whiten, context):
     assert worst in note
 
 
-def test_a_transformer_meets_its_target(context):
-    model = create("vit_tiny_patch16_224")
+def small_vit() -> students.Classifier:
+    torch.manual_seed(0)
+    plan = students.Blueprint("vit_tiny_patch16_224", 10, 1, 8, width=0.34, depth=0.25, normalize=((0.3,), (0.4,)))
+    return plan.build().eval()
+
+
+def test_a_transformer_meets_its_target_with_fused_qkv_projections_and_mlps(context):
+    model = small_vit()
     made, report = LowRank(0.5, by="params")(model, context(calibration=32))
+    told = report.details["layers"]
 
     assert shares(model, made)["params"] == pytest.approx(0.5, abs=0.03)
     assert report.details["kept_params"] == pytest.approx(shares(model, made)["params"])
-    assert {layer["method"] for layer in report.details["layers"].values()} == {"svd"}
+    for block in range(3):
+        for path in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            assert told[f"blocks.{block}.{path}"]["method"] == "svd"
+    qkv = made.net.get_submodule("blocks.0.attn.qkv")
+    assert qkv[1].out_features == 3 * qkv[0].in_features, "queries, keys and values share what is read"
     check_ranks(made, report)
     assert torch.isfinite(answers(made)).all()
+    made.train()(images()).square().sum().backward()
+    assert all(layer.weight.grad.abs().sum() > 0 for path in told for layer in made.net.get_submodule(path))
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet8", "varied"])
@@ -359,6 +376,167 @@ def test_pruned_and_factorised_nets_factorise_again(context, tmp_path):
     assert first.details["layers"]
     assert any(path.rpartition(".")[0] in first.details["layers"] for path in second.details["layers"])
     assert torch.equal(answers(students.load(tmp_path / "twice")), answers(twice))
+
+
+@pytest.mark.parametrize("make", [lambda: create("cifar_resnet8"), small_vit])
+def test_factors_of_a_pruned_net_recover_export_quantise_and_load_elsewhere(make, context, tmp_path):
+    model, settings = make(), context(calibration=64, folder=tmp_path / "stages")
+    small, _ = Prune(0.8, round_to=1)(model, settings)
+    thin, report = LowRank(0.7)(small, settings)
+    assert report.details["layers"]
+    recovered, _ = Recover(epochs=1)(thin, settings)
+    students.save(recovered, tmp_path / "net")
+    x = images()
+    torch.save(x, tmp_path / "x.pt")
+    code = "import sys, torch, students; torch.save(students.load(sys.argv[1])(torch.load(sys.argv[2])), sys.argv[3])"
+    paths = [tmp_path / name for name in ("net", "x.pt", "y.pt")]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, *map(str, paths)], check=True)
+    assert torch.equal(torch.load(tmp_path / "y.pt"), answers(recovered, x))
+
+    exported, _ = Export()(recovered, settings)
+    assert torch.allclose(exported(x), answers(recovered, x), atol=1e-4 * float(answers(recovered, x).abs().max()))
+    quantised, _ = Quantize(mode="static")(exported, settings)
+    assert quantised(x).shape == (4, 10)
+    assert torch.isfinite(quantised(x)).all()
+
+
+@pytest.mark.parametrize("method", ["cp", "spatial", "tucker"])
+def test_a_net_of_one_method_meets_its_target_and_reloads(method, context, tmp_path):
+    model = create("cifar_resnet8")
+    made, report = LowRank(0.6, method=method)(model, context())
+    students.save(made, tmp_path / "made")
+
+    assert {layer["method"] for layer in report.details["layers"].values()} == {method}
+    check_ranks(made, report)
+    assert shares(model, made)["macs"] == pytest.approx(0.6, abs=0.03)
+    assert torch.equal(answers(students.load(tmp_path / "made")), answers(made))
+
+
+def test_costs_that_ranks_are_chosen_by_are_those_of_what_is_made(context):
+    """Strides, dilations and one-sided kernels included."""
+    model = varied()
+    for layer in look(model, context().images(), False):
+        for name, form in FORMS.items():
+            if not form.suits(layer):
+                continue
+            ranks = tuple(1 for _ in form.full(layer))
+            made = copy.deepcopy(model)
+            factorise(made, layer, name, ranks)
+            parts = form.row(layer, ranks)
+            for by, saved in (
+                ("macs", layer.module.weight.numel() * layer.outputs - sum(p.weights * p.positions for p in parts)),
+                ("params", layer.module.weight.numel() - sum(part.weights for part in parts)),
+            ):
+                assert cost_of(model, SHAPE, by) - cost_of(made, SHAPE, by) == saved, (layer.path, name, by)
+
+
+def test_auto_loses_less_than_any_method_alone(trained, context):
+    lost = {}
+    for method in ("auto", "cp", "tucker", "spatial"):
+        _, report = LowRank(0.6, method=method)(trained, context())
+        lost[method] = sum(layer["lost"] for layer in report.details["layers"].values())
+
+    assert lost["auto"] <= 1.02 * min(lost.values())
+    assert lost["tucker"] > 1.2 * lost["auto"]
+
+
+@pytest.mark.parametrize("method", ["cp", ("cp", "tucker")])
+def test_a_layer_whose_cp_is_degenerate_stays_or_falls_to_another_method(method, context, monkeypatch):
+    model = create("cifar_resnet8")
+    _, before = LowRank(0.6, method=method)(model, context())
+    first = next(path for path, layer in before.details["layers"].items() if layer["method"] == "cp")
+    weight = model.net.get_submodule(first).weight.shape
+    honest = forms.cp
+
+    def cp(found, rank, moment=None):
+        if found.shape == weight:
+            raise Degenerate("grows")
+        return honest(found, rank, moment)
+
+    monkeypatch.setattr(forms, "cp", cp)
+    made, report = LowRank(0.6, method=method)(model, context())
+
+    assert first in report.details["degenerate"]
+    assert first in report.notes[0]
+    assert "degenerate" in report.notes[0]
+    assert report.details["layers"].get(first, {"method": "tucker"})["method"] == "tucker"
+    assert (first in report.details["layers"]) <= (method != "cp")
+    if method != "cp":
+        assert report.details["kept_macs"] == pytest.approx(0.6, abs=0.03), "the others make up for it"
+    assert torch.isfinite(answers(made)).all()
+
+
+def test_each_layer_keeps_the_energy_that_is_asked_for_and_no_rank_more(trained, context):
+    for energy in (0.7, 0.95):
+        _, report = LowRank(0.01, method="spatial", ranks="energy", energy=energy)(trained, context())
+        told = report.details["layers"]
+        assert told
+        assert all(layer["lost"] <= 1 - energy for layer in told.values())
+        for layer in look(trained, context().images(), True):
+            if layer.path in told:
+                kept = FORMS["spatial"].energy(layer)[: told[layer.path]["rank"][0] - 1].sum()
+                assert kept < energy * FORMS["spatial"].energy(layer).sum()
+        assert not any("instead of" in note for note in report.notes)
+
+
+def test_evbmf_finds_planted_ranks_and_is_guarded_where_it_finds_none(context):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 96), nn.ReLU(), nn.Linear(96, 10))
+    with torch.no_grad():
+        net[1].weight.copy_((torch.randn(128, 7) @ torch.randn(7, 64) + 0.5 * torch.randn(128, 64)) / 10)
+    (told, less) = (
+        LowRank(by="params", ranks="evbmf", energy=energy, whiten=False)(wrap(net), context())[1].details["layers"]
+        for energy in (0.5, 0.01)
+    )
+
+    assert told["1"]["rank"] == less["1"]["rank"] == [7]
+    assert 5 < told["3"]["rank"][0] < 96, "of noise it finds nothing, so that the energy decides"
+    assert told["3"]["lost"] == pytest.approx(0.5, abs=0.02)
+    assert less["3"]["rank"] == [1]
+
+
+@pytest.mark.parametrize("method", ["tucker", "cp", "spatial"])
+def test_evbmf_takes_no_less_of_a_convolution_than_was_planted(method, context):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 40, 3), nn.Conv2d(40, 48, 3), nn.Flatten(), nn.Linear(48 * 16, 10))
+    sides = torch.randn(48, 5), torch.randn(5, 4, 3, 3), torch.randn(4, 40)
+    with torch.no_grad():
+        planted = torch.einsum("or,rskl,si->oikl", *sides)
+        net[1].weight.copy_(planted / 30 + 0.05 * torch.randn(48, 40, 3, 3))
+    _, report = LowRank(method=method, ranks="evbmf", energy=0.01, whiten=False)(wrap(net), context())
+    rank = report.details["layers"]["1"]["rank"]
+
+    if method == "tucker":
+        assert rank == [5, 4]
+    else:
+        assert (5 if method == "cp" else 4) <= rank[0] <= 5 * 9
+
+
+def test_sensitivity_meets_the_target_too(trained, context):
+    model, made = trained, LowRank(0.7, method="spatial", ranks="sensitivity")(trained, context())
+    assert shares(model, made[0])["macs"] == pytest.approx(0.7, abs=0.03)
+    assert made[1].details["layers"]
+
+
+@pytest.mark.parametrize(("method", "ranks"), [("svd", [0]), ("svd", [11]), ("svd", [-1]), ("svd", [2, 2])])
+def test_ranks_of_zero_or_above_full_are_refused(method, ranks, context):
+    model = varied()
+    head = look(model, context().images(), False)[-1]
+    with pytest.raises(InputError, match=r"of head must be from 1 to \(10,\)") as refused:
+        factorise(model, head, method, ranks)
+    assert refused.value.field == "lowrank.rank"
+    assert model.blueprint.edits == ()
+
+
+@pytest.mark.parametrize(("method", "full"), [("tucker", (20, 16)), ("cp", (96,)), ("spatial", (40,))])
+def test_full_ranks_are_where_nothing_is_left_to_lose(method, full, context):
+    layer = look(varied(), context().images(), False)[1]
+    assert FORMS[method].full(layer) == full
+    with pytest.raises(InputError, match="must be from 1 to"):
+        factorise(varied(), layer, method, [full[0] + 1, *full[1:]])
+    energy = FORMS[method].energy(layer)
+    assert energy.shape == full
+    assert energy.sum() == pytest.approx(float(layer.weight.square().sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize(

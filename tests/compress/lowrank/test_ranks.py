@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.lowrank.ranks import Choice, allocate, choices, front
+from compress.lowrank.ranks import Choice, allocate, choices, front, sufficient
 
 
 def energies(*shape: int, seed: int = 0) -> Tensor:
@@ -147,3 +147,26 @@ def test_what_a_price_leaves_over_is_spent_where_it_gains_most_for_its_cost():
 def test_layers_without_a_choice_stay():
     assert allocate([[Choice((), 50, 0.0)], layers(1)[0]], 100)[0] == Choice((), 50, 0.0)
     assert allocate([], 10) == []
+
+
+def test_choices_of_several_methods_are_one_front():
+    one = [Choice((4,), 80, 0.1, "one"), Choice((2,), 40, 0.3, "one"), Choice((1,), 20, 0.6, "one")]
+    other = [Choice((9,), 110, 0.0, "other"), Choice((6,), 60, 0.1, "other"), Choice((3,), 30, 0.4, "other")]
+
+    assert front(100, one + other) == [Choice((), 100, 0.0), other[1], one[1], other[2], one[2]]
+
+
+def test_harms_take_the_place_of_losses():
+    layers = [[Choice((), 100, 0.0), Choice((1,), 50, 0.1)], [Choice((), 100, 0.0), Choice((1,), 50, 0.9)]]
+
+    assert [choice.ranks for choice in allocate(layers, 150)] == [(1,), ()]
+    assert [choice.ranks for choice in allocate(layers, 150, [[0.0, 2.0], [0.0, 1.0]])] == [(), (1,)]
+
+
+def test_the_cheapest_that_keeps_enough_is_sufficient():
+    options = [Choice((), 100, 0.0), Choice((4,), 80, 0.05, "a"), Choice((3,), 60, 0.2, "b"), Choice((1,), 9, 0.5, "a")]
+
+    assert [sufficient(options, kept).ranks for kept in (1.0, 0.96, 0.95, 0.8, 0.1)] == [(), (), (4,), (3,), (1,)]
+    assert sufficient(options, 0.1, {"a": (2,), "b": (3,)}).ranks == (3,)
+    assert sufficient(options, 0.1, {"a": (2,), "b": (4,)}).ranks == (4,)
+    assert sufficient(options, 0.1, {"a": (5,), "b": (4,)}).ranks == ()
