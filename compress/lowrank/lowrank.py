@@ -98,8 +98,9 @@ class LowRank:
     ) -> tuple[list[tuple[Choice, Sequence[Tensor]]], list[str]]:
         """A choice for each layer and what it makes, and the layers whose CP was degenerate: without it, all is chosen
         anew."""
-        options = [self._options(layer) for layer in layers]
-        costs = harms(model, layers, options, context) if self.ranks == "sensitivity" else None
+        judge = partial(harms, model, context=context) if self.ranks == "sensitivity" else None
+        options = [self._options(layer, self._forms(layer)) for layer in layers]
+        costs = judge(layers, options) if judge else None
         made: dict[tuple[str, Choice], Sequence[Tensor]] = {}
         refused: list[str] = []
         while True:
@@ -111,19 +112,17 @@ class LowRank:
                         made[layer.path, choice] = factors(layer, choice.method, choice.ranks)
                 except Degenerate:
                     refused.append(layer.path)
-                    left = [at for at, other in enumerate(options[place]) if other.method != "cp"]
-                    options[place] = [options[place][at] for at in left]
-                    if costs:
-                        costs[place] = [costs[place][at] for at in left]
+                    options[place] = self._options(layer, [name for name in self._forms(layer) if name != "cp"])
+                    if judge and costs:
+                        costs[place] = judge([layer], [options[place]])[0]
             if len(refused) == before:
                 pairs = zip(layers, found, strict=True)
                 return [(choice, made.get((layer.path, choice), ())) for layer, choice in pairs], refused
 
-    def _options(self, layer: Layer) -> list[Choice]:
+    def _options(self, layer: Layer, methods: Sequence[str]) -> list[Choice]:
         """The ways to have a layer that are worth their cost, the one as it is first."""
-
         found: list[Choice] = []
-        for name in self._forms(layer):
+        for name in methods:
             cost = partial(_cost, layer, name, self.by)
             found += choices(FORMS[name].energy(layer), cost, self.min_rank, name)
         whole = layer.module.weight.numel() * (layer.outputs if self.by == "macs" else 1)
@@ -137,7 +136,7 @@ class LowRank:
         whole: int,
     ) -> list[Choice]:
         if self.ranks in ("energy", "evbmf"):
-            hints = [{}] * len(layers) if self.ranks == "energy" else list(map(self._hints, layers))
+            hints = [self._hints(layer) if self.ranks == "evbmf" else {} for layer in layers]
             return [sufficient(option, self.energy, hint) for option, hint in zip(options, hints, strict=True)]
         rest = whole - sum(option[0].cost for option in options)  # what is not up for choice
         return allocate(options, int(self.target * whole) - rest, costs)

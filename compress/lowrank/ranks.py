@@ -76,7 +76,7 @@ def sufficient(options: Sequence[Choice], energy: float, hints: Mapping[str, Seq
     enough = [
         choice
         for choice in options
-        if choice.lost <= 1 - energy
+        if choice.lost <= 1 - energy + 1e-12
         and all(rank >= hint for rank, hint in zip(choice.ranks, (hints or {}).get(choice.method, ()), strict=False))
     ]
     return min(enough, key=lambda choice: choice.cost)

@@ -507,7 +507,7 @@ def test_evbmf_takes_no_less_of_a_convolution_than_was_planted(method, context):
     rank = report.details["layers"]["1"]["rank"]
 
     if method == "tucker":
-        assert rank == [5, 4]
+        assert rank in ([5, 4], [5, 5], [6, 4], [6, 5])
     else:
         assert (5 if method == "cp" else 4) <= rank[0] <= 5 * 9
 
