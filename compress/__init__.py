@@ -3,8 +3,10 @@
 from compress.artefact import load_artefact, save_artefact
 from compress.cost import Cost, measure
 from compress.export import Export
+from compress.file_model import FileModel
 from compress.latency import latency
 from compress.lowrank import LowRank
+from compress.mobile import Mobile, MobileModel
 from compress.onnx_model import OnnxModel
 from compress.prune import Prune
 from compress.quantize import Quantize
@@ -12,13 +14,18 @@ from compress.recover import Recover
 from compress.repeat import Repeat
 from compress.sparsify import Sparsify
 from compress.stage import Artefact, Context, Report, Stage
+from compress.torch_export import TorchExport
+from compress.torch_model import TorchModel
 
 __all__ = [
     "Artefact",
     "Context",
     "Cost",
     "Export",
+    "FileModel",
     "LowRank",
+    "Mobile",
+    "MobileModel",
     "OnnxModel",
     "Prune",
     "Quantize",
@@ -27,6 +34,8 @@ __all__ = [
     "Report",
     "Sparsify",
     "Stage",
+    "TorchExport",
+    "TorchModel",
     "latency",
     "load_artefact",
     "measure",

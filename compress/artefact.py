@@ -1,4 +1,4 @@
-"""An artefact in a folder: a Classifier as blueprint.json and model.safetensors, or model.onnx alone."""
+"""An artefact in a folder: a Classifier as blueprint.json and model.safetensors, or one file as model.onnx alone."""
 
 from __future__ import annotations
 
@@ -7,29 +7,51 @@ from pathlib import Path
 from torch import nn
 
 import students
-from compress.onnx_model import OnnxModel, verify, write
+from compress.file_model import FileModel
+from compress.mobile import MobileModel
+from compress.onnx_model import OnnxModel
+from compress.torch_model import TorchModel
 from kd.errors import InputError
+from students.storage import PLAN, WEIGHTS
 
-ONNX = "model.onnx"
+FILES: dict[str, type[FileModel]] = {kind.file: kind for kind in (OnnxModel, TorchModel, MobileModel)}
+ONNX = OnnxModel.file
 
 
-def save_artefact(model: nn.Module | OnnxModel, folder: Path) -> None:
-    """Write a model into `folder`, atomically; an ONNX file that is already there stays."""
-    if not isinstance(model, OnnxModel):
-        if not isinstance(model, students.Classifier):
-            raise TypeError(f"an artefact is a students.Classifier or an OnnxModel, not {type(model).__name__}")
+def save_artefact(model: nn.Module | FileModel, folder: Path) -> None:
+    """Write a model into `folder`, atomically; a file that is already there stays."""
+    if isinstance(model, FileModel):
+        model.save(folder)
+    elif isinstance(model, students.Classifier):
         students.save(model, folder)
-    elif model.path.resolve() != (folder / ONNX).resolve():
-        import onnx
-
-        write(onnx.load(model.path), folder / ONNX)
+    else:
+        raise TypeError(f"an artefact is a students.Classifier or a file, not {type(model).__name__}")
 
 
-def load_artefact(folder: Path) -> nn.Module | OnnxModel:
-    """Read what `save_artefact` wrote. Raises InputError where there is nothing, or it was truncated or altered."""
-    if (folder / ONNX).exists():
-        verify(folder / ONNX)
-        return OnnxModel(folder / ONNX)
-    if (folder / "blueprint.json").exists():
-        return students.load(folder)
-    raise InputError("model", str(folder), f"holds neither {ONNX} nor blueprint.json")
+def load_artefact(path: Path) -> nn.Module | FileModel:
+    """Read what `save_artefact` wrote, from its folder or from the file itself.
+
+    Raises InputError where there is nothing, or it was truncated or altered.
+    """
+    if path.suffix in _suffixes() and not path.is_dir():
+        return _verified(_suffixes()[path.suffix](path))
+    for name, kind in FILES.items():
+        if (path / name).exists():
+            return _verified(kind(path / name))
+    if (path / PLAN).exists():
+        return students.load(path)
+    raise InputError("model", str(path), f"holds neither {', '.join(FILES)} nor {PLAN}")
+
+
+def is_artefact(folder: Path) -> bool:
+    """Whether something lies there that `load_artefact` reads, or refuses."""
+    return any((folder / name).exists() for name in (*FILES, WEIGHTS))
+
+
+def _suffixes() -> dict[str, type[FileModel]]:
+    return {Path(name).suffix: kind for name, kind in FILES.items()}
+
+
+def _verified(model: FileModel) -> FileModel:
+    model.verify()
+    return model

@@ -9,20 +9,20 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.labels import FIXED, Axis, is_rms, trace
+from compress.labels import FIXED, Axis, Trace, is_rms, trace
 from kd.evaluate import inference
 from students import Resize
 from students.edits import shallow
 
 TOLERANCE = 1e-4  # of the largest logit
 _ROUNDING = 1e-2  # of the largest logit: beyond it single precision is not to blame
+_SPATIAL = ("block_size", "grid", "halo", "image", "img", "kernel", "patch", "pool", "stride", "win")  # no channels
 Classes = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -32,12 +32,12 @@ class Group:
 
     Attributes:
         name: the path of the first layer that has them.
-        axes: for each axis, which of its entries belong to channel 0, 1, ...
+        axes: for each axis, (channels, n) which of its entries belong to each channel.
         classes: (channels,) the number of each channel in the net.
     """
 
     name: str
-    axes: Mapping[Axis, Sequence[Sequence[int]]]
+    axes: Mapping[Axis, Classes]
     classes: Classes
 
     @property
@@ -47,7 +47,7 @@ class Group:
     @property
     def thickness(self) -> int:
         """Of how many channels of its layers one of these consists, as a head does."""
-        return min((len(each[0]) for axis, each in self.axes.items() if axis.path.endswith(".weight")), default=1)
+        return min((each.shape[1] for axis, each in self.axes.items() if axis.path.endswith(".weight")), default=1)
 
     @property
     def kind(self) -> object:
@@ -58,10 +58,9 @@ class Group:
         """(channels, n) of each parameter that `values` has one of its shape for: what belongs to the channels."""
         found = []
         for axis, entries in self.axes.items():
-            flat = list(chain(*entries))
-            if axis.path in values and axis.dim is not None and len(flat) % self.channels == 0:
+            if axis.path in values and axis.dim is not None:
                 lying = values[axis.path].movedim(axis.dim, 0)
-                found.append(lying[flat].reshape(self.channels, -1))
+                found.append(lying[entries.ravel()].reshape(self.channels, -1))
         return found
 
 
@@ -109,24 +108,15 @@ def find(net: nn.Module, x: Tensor) -> Channels:
         for axis, labels in _attributes(net.get_submodule(path), path, sizes, classes):
             found.tie(found.add(axis, len(labels)), labels)
     classes = found.classes()
-    members: dict[int, list[tuple[Axis, int]]] = defaultdict(list)
-    for axis, start in found.axes.items():
-        for index, number in enumerate(classes[start : start + found.lengths[axis]].tolist()):
-            if number != classes[FIXED]:
-                members[number].append((axis, index))
-    alike: dict[tuple[Axis, ...], list[int]] = defaultdict(list)
-    for number, places in members.items():
-        if len({axis.path for axis, _ in places}) > 1:
-            alike[tuple(axis for axis, _ in places)].append(number)
     renumbered = np.zeros(int(classes.max()) + 1, dtype=np.int64)
     groups: list[Group] = []
-    for axes, numbers in alike.items():
-        entries: dict[Axis, list[list[int]]] = {axis: [[] for _ in numbers] for axis in axes}
-        for place, number in enumerate(numbers):
-            for axis, index in members[number]:
-                entries[axis][place].append(index)
+    for axes, numbers, indices in _alike(found, classes):
         first = 1 + sum(group.channels for group in groups)
         renumbered[numbers] = np.arange(first, first + len(numbers))
+        places: dict[Axis, list[int]] = defaultdict(list)
+        for place, axis in enumerate(axes):
+            places[axis].append(place)
+        entries = {axis: indices[:, several] for axis, several in places.items()}
         name = axes[0].path.rpartition(".")[0] or axes[0].path
         before = sum(group.name.partition(" (")[0] == name for group in groups)  # as of queries, keys and values
         groups.append(Group(f"{name} ({before + 1})" if before else name, entries, renumbered[numbers]))
@@ -138,6 +128,30 @@ def find(net: nn.Module, x: Tensor) -> Channels:
         params.append((parameter.numel() // math.prod(map(len, sides)), sides))
     macs = [(factor, [classes[labels] for labels in sides]) for factor, sides in found.work]
     return Channels(groups, params, macs)
+
+
+def _alike(found: Trace, classes: Classes) -> Iterator[tuple[tuple[Axis, ...], Classes, Classes]]:
+    """The classes that can go and lie along the same axes, several of them: those axes, (n,) numbers of classes, and
+    (n, axes) which entry of each axis belongs to each; in the order of the first entries."""
+    names = list(found.axes)
+    lengths = [found.lengths[axis] for axis in names]
+    axis = np.repeat(np.arange(len(names)), lengths)
+    index = np.concatenate([np.arange(length) for length in lengths])
+    number = np.concatenate([classes[start : start + found.lengths[at]] for at, start in found.axes.items()])
+    loose = number != classes[FIXED]
+    axis, index, number = axis[loose], index[loose], number[loose]
+    order = number.argsort(kind="stable")
+    axis, index, number = axis[order], index[order], number[order]
+    starts = np.flatnonzero(np.diff(number, prepend=-1))
+    ends = np.append(starts[1:], len(number))
+    along: dict[bytes, list[int]] = defaultdict(list)
+    for segment in np.argsort(order[starts], kind="stable").tolist():
+        along[axis[starts[segment] : ends[segment]].tobytes()].append(segment)
+    for segments in along.values():
+        begin, count = starts[segments], ends[segments[0]] - starts[segments[0]]
+        axes = tuple(names[place] for place in axis[begin[0] : begin[0] + count])
+        if len({one.path for one in axes}) > 1:
+            yield axes, number[begin], index[begin[:, None] + np.arange(count)]
 
 
 def sliced(net: nn.Module, removal: Removal) -> nn.Module:
@@ -175,7 +189,7 @@ def silenced(net: nn.Module, removal: Removal) -> nn.Module:
         value = getattr(parent, name)
         if isinstance(value, nn.Parameter):
             assert axis.dim is not None
-            index = torch.tensor(gone, device=value.device)
+            index = torch.from_numpy(gone).to(value.device)
             setattr(parent, name, nn.Parameter(value.detach().index_fill(axis.dim, index, 0), value.requires_grad))
     return made
 
@@ -248,7 +262,7 @@ def _attributes(
         if (numbers != classes[FIXED]).any():
             lengths[len(labels)][numbers.tobytes()] = labels
     for name, value in vars(module).items():
-        if name.startswith("_") or not _is_plain(value):
+        if name.startswith("_") or name.startswith(_SPATIAL) or not _is_plain(value):
             continue
         several = enumerate(value) if isinstance(value, (tuple, list)) else [(None, value)]
         for dim, number in several:
@@ -293,7 +307,7 @@ def _lively(net: nn.Module, x: Tensor) -> nn.Module:
         for module in made.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 1.0  # the statistics of this batch alone
-        made(x)
+        made(x if len(x) > 1 else torch.cat([x, x.flip(-1)]))  # or norms may have one value for a channel
     for module in made.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
             module.running_var.clamp_(min=0.1)  # a channel that hardly varies would make any change explode
@@ -321,13 +335,13 @@ def _error(net: nn.Module, x: Tensor, removal: Removal) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def entries(removal: Removal) -> dict[Axis, list[int]]:
+def entries(removal: Removal) -> dict[Axis, Classes]:
     """What goes along each axis; groups that meet on one, behind a concatenation, are taken out at once."""
-    gone: dict[Axis, set[int]] = defaultdict(set)
+    gone: dict[Axis, list[Classes]] = defaultdict(list)
     for group, channels in removal.items():
         for axis, entries in group.axes.items():
-            gone[axis].update(index for channel in channels for index in entries[channel])
-    return {axis: sorted(indices) for axis, indices in gone.items() if indices}
+            gone[axis].append(entries[list(channels)].ravel())
+    return {axis: np.unique(np.concatenate(several)) for axis, several in gone.items() if sum(map(len, several))}
 
 
 def _locate(net: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -17,8 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import students
-from compress.onnx_graph import count
-from compress.onnx_model import OnnxModel
+from compress.file_model import FileModel
 from kd.evaluate import inference
 from students.edits import shallow
 from students.meta import swift_recurrence
@@ -41,15 +40,15 @@ class Cost:
     file_bytes: int
 
 
-def measure(model: nn.Module | OnnxModel, image_shape: tuple[int, int, int]) -> Cost:
+def measure(model: nn.Module | FileModel, image_shape: tuple[int, int, int]) -> Cost:
     """The cost of a model for (C, H, W) images.
 
-    A module counts its parameters (no buffers, shared ones once), an ONNX file its initialisers: see
-    `compress.onnx_graph.count`. The files of a module are those that `students.save` writes, or its weights alone
+    A module counts its parameters (no buffers, shared ones once), a file what it holds; an ONNX file its initialisers:
+    see `compress.onnx_graph.count`. The files of a module are those that `students.save` writes, or its weights alone
     where it is no Classifier.
     """
-    if isinstance(model, OnnxModel):
-        return Cost(*count(model.path), model.path.stat().st_size)
+    if isinstance(model, FileModel):
+        return Cost(*model.count(), model.path.stat().st_size)
     parameters = list(model.parameters())
     return Cost(
         params=sum(parameter.numel() for parameter in parameters),

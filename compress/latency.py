@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.onnx_model import OnnxModel
+from compress.file_model import FileModel
 from kd.errors import InputError
 from kd.evaluate import Predict, inference
 
@@ -30,7 +30,7 @@ def latency(
     """Median and 95th percentile of the milliseconds that each model takes for a batch of (C, H, W) images.
 
     The models take turns, round after round, each time in another order, so that whatever else the machine does and
-    whatever ran before meets all alike. Each runs on its own runtime: an OnnxModel on onnxruntime, anything else on
+    whatever ran before meets all alike. Each runs on its own runtime: a file on that which it is for, anything else on
     torch; to compare runtimes, give a model in both forms.
 
     Args:
@@ -49,7 +49,7 @@ def latency(
     found: dict[str, dict[str, Any]] = {
         name: {"runtime": getattr(model, "runtime", "torch"), "threads": threads} for name, model in models.items()
     }
-    ready = {name: model.on(threads) if isinstance(model, OnnxModel) else model for name, model in models.items()}
+    ready = {name: model.on(threads) if isinstance(model, FileModel) else model for name, model in models.items()}
     with torch_threads(threads), ExitStack() as stack:
         for model in models.values():
             stack.enter_context(inference(model))
@@ -64,9 +64,8 @@ def latency(
 
 def _call(model: Predict, x: Tensor) -> Callable[[], object]:
     """What is timed: the runtime's own call, its input at hand."""
-    if isinstance(model, OnnxModel):
-        session, feed = model.session, {model.session.get_inputs()[0].name: x.numpy()}
-        return lambda: session.run(None, feed)
+    if isinstance(model, FileModel):
+        return model.ready(x)
     return lambda: model(x)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.file_model import Count
 from compress.onnx_model import session_options
 from compress.onnx_sparse import unpack
 
@@ -35,14 +36,6 @@ _CODES = {
     "ConvInteger": (2, 3),
     "MatMulInteger": (2, 3),
 }
-
-
-class Count(NamedTuple):
-    """Elements of the parameters, those that are not zero, and multiply-accumulates per image."""
-
-    params: int
-    nonzero: int
-    macs: int
 
 
 def count(path: Path) -> Count:

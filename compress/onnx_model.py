@@ -1,15 +1,15 @@
-"""`OnnxModel`: a classifier as one file that runs without torch, and the seal by which an altered file is known."""
+"""`OnnxModel`: a classifier as one file that runs without torch."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from compress.file_model import KEY, Count, FileModel, digest
 from kd.checkpoint import atomic_write
 from kd.errors import InputError
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
 
 INPUT, OUTPUT = "image", "logits"
-KEY = "retort.sha256"
-_CHUNK = 256  # images that go through a session at once: bounds the memory of activations
+_PRODUCER = b"retort"
 
 
 def seal(body: bytes) -> bytes:
@@ -27,30 +26,32 @@ def seal(body: bytes) -> bytes:
 
     The seal is one more entry of the message's metadata_props (field 14), so that any runtime reads the file as before.
     """
-    digest = hashlib.sha256(body).hexdigest().encode()
-    entry = b"\x0a" + bytes([len(KEY)]) + KEY.encode() + b"\x12" + bytes([len(digest)]) + digest
+    found = digest(body)
+    entry = b"\x0a" + bytes([len(KEY)]) + KEY.encode() + b"\x12" + bytes([len(found)]) + found
     return body + b"\x72" + bytes([len(entry)]) + entry
 
 
 _SEAL = len(seal(b""))
 
 
-def write(model: ModelProto, path: Path) -> OnnxModel:
-    """Seal an ONNX model and write it atomically."""
+def sealed(model: ModelProto) -> bytes:
+    """The file of an ONNX model."""
     props = [prop for prop in model.metadata_props if prop.key != KEY]
     del model.metadata_props[:]
     model.metadata_props.extend(props)
-    atomic_write(path, seal(model.SerializeToString()))
+    model.producer_name, model.producer_version = _PRODUCER.decode(), ""
+    return seal(model.SerializeToString())
+
+
+def write(model: ModelProto, path: Path) -> OnnxModel:
+    """Seal an ONNX model and write it atomically."""
+    atomic_write(path, sealed(model))
     return OnnxModel(path)
 
 
 def verify(path: Path) -> None:
     """Raise InputError where the file is missing, or its bytes are not those that were sealed."""
-    if not path.is_file():
-        raise InputError("model", str(path), "there is no such file")
-    content = path.read_bytes()
-    if seal(content[:-_SEAL]) != content:
-        raise InputError("model", str(path), "was truncated or altered: its digest does not match its content")
+    OnnxModel(path).verify()
 
 
 def session_options(threads: int = 0) -> SessionOptions:
@@ -64,27 +65,22 @@ def session_options(threads: int = 0) -> SessionOptions:
     return options
 
 
-class OnnxModel:
-    """A classifier in an ONNX file: (N, C, H, W) images in [0, 1] to (N, classes) logits, on onnxruntime's CPU.
+class OnnxModel(FileModel):
+    """A classifier in an ONNX file, on onnxruntime.
 
-    Args:
-        path: the file. Its first input takes the images with a free batch size; its first output are the logits.
-        threads: of the runtime; 0: one a core.
+    Its first input takes the images with a free batch size; its first output are the logits.
     """
 
-    runtime = "onnxruntime"
+    runtime, file = "onnxruntime", "model.onnx"
+    seal = staticmethod(seal)
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
-        self.path, self.threads = Path(path), threads
+    @staticmethod
+    def unseal(content: bytes) -> bytes:
+        return content[:-_SEAL]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits on the device of `x`. Raises InputError where images have another shape than the model takes."""
-        if tuple(x.shape[1:]) != self.image_shape:
-            raise InputError("images", tuple(x.shape[1:]), f"{self.path.name} takes {self.image_shape}")
-        name = self.session.get_inputs()[0].name
-        chunks = x.detach().float().cpu().contiguous().split(_CHUNK)
-        logits = [torch.from_numpy(self.session.run(None, {name: chunk.numpy()})[0]) for chunk in chunks]
-        return torch.cat(logits).to(x.device)
+    def ready(self, x: Tensor) -> Callable[[], Any]:
+        session, feed = self.session, {self.session.get_inputs()[0].name: x.numpy()}
+        return lambda: session.run(None, feed)[0]
 
     @cached_property
     def session(self) -> InferenceSession:
@@ -100,17 +96,34 @@ class OnnxModel:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
         channels, height, width = self.session.get_inputs()[0].shape[1:]
         return channels, height, width
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        told: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
+        return told
+
+    def count(self) -> Count:
+        from compress.onnx_graph import count
+
+        return count(self.path)
 
     @cached_property
     def macs(self) -> int:
         """Multiply-accumulates per image."""
-        from compress.onnx_graph import count
+        return self.count().macs
 
-        return count(self.path).macs
+    def verify(self) -> None:
+        """As any; but of a file of another program, with neither our name in front nor our seal, that it loads."""
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        if not content or _PRODUCER in content[:_SEAL] or KEY.encode() in content[-_SEAL:]:
+            super().verify()
+        else:
+            _ = self.session
 
-    def on(self, threads: int) -> Self:
-        """The same file, run on so many threads."""
-        return type(self)(self.path, threads)
+    def save(self, folder: Path) -> None:
+        import onnx
+
+        if self.path.resolve() != (folder / self.file).resolve():
+            write(onnx.load(self.path), folder / self.file)  # sealed, if it was another program's

@@ -22,7 +22,7 @@ Orders = Mapping[Group, Sequence[int]]
 """For each group its channels, the least important first."""
 
 _BATCH = 256
-_WORST = 1e6  # nats: of answers that are not finite
+WORST = 1e6  # nats: of answers that are not finite
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def sensitivity(
     for share in shares:
         if not 0 < share <= 1:
             raise InputError("sensitivity.shares", share, "must be above 0, and 1 or below")
-    views = _validation(context, images, model.mean.device)
+    views = validation(context, images, model.mean.device)
     whole = evaluate(model, views)
 
     def drop(group: Group, count: int) -> Drop:
@@ -88,7 +88,7 @@ def _harms(curve: Mapping[float, Drop], channels: int) -> list[float]:
     """(channels,) nats that the first, second, ... channel costs, never falling: slopes of the greatest convex curve
     below the measured one. The last slope goes on where nothing was measured."""
     # this order of min and max takes what is not a number for the worst
-    losses = {_count(share, channels): max(0.0, min(_WORST, drop.nll)) for share, drop in curve.items()}
+    losses = {_count(share, channels): max(0.0, min(WORST, drop.nll)) for share, drop in curve.items()}
     blocks: list[tuple[int, float]] = []  # channels and what they cost together
     for (few, low), (many, high) in pairwise(sorted({0: 0.0, **losses}.items())):
         width, rise = many - few, high - low
@@ -104,7 +104,7 @@ def _count(share: float, channels: int) -> int:
     return max(1, round(share * channels))
 
 
-def _validation(context: Context, images: int, device: torch.device) -> list[View]:
+def validation(context: Context, images: int, device: torch.device) -> list[View]:
     split = context.data.val
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(context.seed))[:images]
     batches = order.split(_BATCH)

@@ -11,15 +11,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from compress.onnx_model import OnnxModel
+from compress.file_model import FileModel
 from kd.data import Data
 from kd.errors import InputError
 from kd.fit import Fit
 from kd.loss import Objective
 from kd.regimes import Guide
 
-Artefact = nn.Module | OnnxModel
-"""What flows through the stages: a `students.Classifier` until `Export` makes it a file that runs without torch."""
+Artefact = nn.Module | FileModel
+"""What flows through the stages: a `students.Classifier` until `Export` or its like makes it a file that runs."""
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,12 @@ from compress.export import deployed
 from compress.labels import Axis
 from compress.latency import latency
 from compress.target import Shape, cost_of
-from kd.evaluate import Predict
+from kd.evaluate import Predict, inference
+from students.edits import shallow
 
 Runtime = Literal["onnxruntime", "torch"]
 _HEAVY = 10**10  # multiply-accumulates of an image above which smaller ones are traced, where the net takes them
+_LIGHT = 2 * 10**9  # and above which slices are tried on smaller ones
 
 
 class Traced:
@@ -32,8 +34,8 @@ class Traced:
 
     Attributes:
         shape: (C, H, W) of the images that costs are counted for.
-        x: noise, for slicing has to be right for any image: two, or of the heaviest nets one, and smaller than `shape`
-            where the net is heavy and allows it.
+        x: noise to try slices on, for slicing has to be right for any image: two images, smaller than `shape` where the
+            net is heavy and allows it, and one where it is heavy and does not.
         channels: what the trace found.
         able: the groups that were seen to be right.
     """
@@ -41,12 +43,17 @@ class Traced:
     def __init__(self, model: students.Classifier, seed: int = 0) -> None:
         plan = model.blueprint
         self.model, self.shape = model, (plan.in_chans, plan.image_size, plan.image_size)
-        self._drawn = copy.deepcopy(model).to("meta")
-        side, work = self._side()
-        images = 2 if work <= 10 * _HEAVY else 1
-        noise = torch.rand(images, plan.in_chans, side, side, generator=torch.Generator().manual_seed(seed))
-        self.x = model.normalize(noise.to(model.mean.device))
-        self.channels: Channels = channels.find(model.net, self.x[:1])
+        self._drawn = shallow(model).to("meta")
+        draws = torch.Generator().manual_seed(seed)
+
+        def noise(images: int, side: int) -> Tensor:
+            drawn = torch.rand(images, plan.in_chans, side, side, generator=draws)
+            return model.normalize(drawn.to(model.mean.device))
+
+        self._side, _ = self._lighter(_HEAVY)
+        side, work = self._lighter(_LIGHT)
+        self.x = noise(2 if work <= _LIGHT else 1, side)
+        self.channels: Channels = channels.find(model.net, noise(1, self._side))
         self.able = channels.separable(model.net, self.x, self.channels.groups)
 
     def of(self, model: students.Classifier) -> Traced:
@@ -60,7 +67,7 @@ class Traced:
         kept = {path: torch.ones_like(weight, dtype=torch.bool) for path, weight in masks.weights(layers).items()}
         for group, gone in removal.items():
             for axis in readers(group, layers):
-                index = torch.tensor([entry for channel in gone for entry in group.axes[axis][channel]])
+                index = torch.from_numpy(group.axes[axis][list(gone)].ravel())
                 mask = kept[axis.path.removesuffix(".weight")]
                 mask.index_fill_(axis.dim or 0, index.to(mask.device), False)
         return kept
@@ -84,7 +91,7 @@ class Traced:
             return lambda removal: time(taken_out(self.model, removal))
         own = self._work if by == "macs" else cost_of(self.model, self.shape, by)
         whole = own if reference is self.model else cost_of(reference, self.shape, by)
-        if by == "macs" and self.x.shape[-1] != self.shape[-1]:
+        if by == "macs" and self._side != self.shape[-1]:
             return lambda removal: macs(taken_out(self._drawn, removal), self.shape) / whole
         untraced = own - self.channels.cost(by, {})
         return lambda removal: (untraced + self.channels.cost(by, removal)) / whole
@@ -96,16 +103,21 @@ class Traced:
         except Exception:  # whatever a net raises that makes tensors of its own
             return macs(self.model, self.shape)
 
-    def _side(self) -> tuple[int, int]:
-        """Of the images to trace, halved as long as the net is heavy and takes smaller ones, and the work for one."""
+    def _lighter(self, most: int) -> tuple[int, int]:
+        """The side of an image, halved as long as it makes more work than `most` and the net takes smaller ones, and
+        about how much that is: it goes with the area."""
         side, work = self.shape[1], self._work
-        while work > _HEAVY and side % 2 == 0:
-            try:
-                work = macs(self._drawn, (self.shape[0], side // 2, side // 2))
-            except Exception:  # whatever a net raises that takes no smaller images
-                break
-            side //= 2
+        while work > most and side % 2 == 0 and self._takes(side // 2):
+            side, work = side // 2, work // 4
         return side, work
+
+    def _takes(self, side: int) -> bool:
+        try:
+            with inference(self.model):
+                self.model(torch.zeros(1, self.shape[0], side, side, device=self.model.mean.device))
+        except Exception:  # whatever a net raises that takes no smaller images
+            return False
+        return True
 
 
 def readers(group: Group, layers: Mapping[str, masks.Layer]) -> list[Axis]:

@@ -1,4 +1,4 @@
-"""Score any artefact, a model folder or an ONNX file, on one split, on the runtime that runs it.
+"""Score any artefact, a model folder or a file, on one split, on the runtime that runs it.
 
 Example: python -m experiments.evaluate --model runs/digits/stages/06-quantize --data.source digits --split test
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import teachers
-from compress import Artefact, OnnxModel, load_artefact, measure
+from compress import Artefact, load_artefact, measure
 from experiments import cli
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
@@ -25,7 +25,7 @@ class EvaluateConfig:
     """Score one artefact.
 
     Attributes:
-        model: a model folder or a .onnx file.
+        model: a model folder, or a file such as model.onnx or model.pt2.
         data: what it is scored on.
         split: which part of it.
     """
@@ -37,7 +37,7 @@ class EvaluateConfig:
 
 def opened(path: Path, data: Data) -> Artefact:
     """The artefact as it meets this data: images are adapted to one that works at another resolution, or in colour."""
-    model = OnnxModel(path) if path.suffix == ".onnx" else load_artefact(path)
+    model = load_artefact(path)
     plan = getattr(model, "blueprint", None)
     if plan is None or (plan.in_chans, plan.image_size, plan.image_size) == data.facts.image_shape:
         return model

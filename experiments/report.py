@@ -16,10 +16,13 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from compress import Artefact, Export, OnnxModel, latency
+from compress import Artefact, Export, FileModel, latency
 from compress import measure as measure_cost
+from compress.artefact import is_artefact
+from compress.card import write_card
 from experiments import cli
 from experiments.evaluate import opened
+from experiments.publish import of_report
 from experiments.steps import Outcome, chain
 from kd.checkpoint import atomic_write
 from kd.console import say
@@ -61,10 +64,13 @@ class ReportCommandConfig:
 
 
 def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
-    """The step: measures all artefacts and writes report.json, report.md, report.html and the plots into `out`."""
+    """The step: measures all artefacts and writes report.json, report.md, report.html and the plots into `out`.
+
+    The last artefact gets its model card.
+    """
     from experiments.render import words
 
-    steps = [step for step in chain(out) if _has_artefact(out / step["name"])]
+    steps = [step for step in chain(out) if is_artefact(out / step["name"])]
     if not steps:
         raise InputError("out", str(out), "holds no finished model yet")
     artefacts = {step["name"]: opened(out / step["name"], data) for step in steps}
@@ -97,6 +103,7 @@ def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
         "config": settings,
     }
     write(report, out)
+    write_card(out / steps[-1]["name"], of_report(report, steps[-1]["name"]))
     return Outcome("report")
 
 
@@ -120,13 +127,9 @@ def show(out: Path) -> None:
     say(f"the report: {out / 'report.html'}")
 
 
-def _has_artefact(folder: Path) -> bool:
-    return (folder / "model.onnx").exists() or (folder / "model.safetensors").exists()
-
-
-def _deployed(artefact: Artefact, name: str, out: Path, data: Data) -> OnnxModel:
-    """The artefact as a file that the runtime runs."""
-    if isinstance(artefact, OnnxModel):
+def _deployed(artefact: Artefact, name: str, out: Path, data: Data) -> FileModel:
+    """The artefact as a file that its runtime runs."""
+    if isinstance(artefact, FileModel):
         return artefact
     say(f"report: exports {name}")
     return Export().write(artefact, data, out / "report" / f"{name.replace('/', '-')}.onnx")

@@ -14,7 +14,7 @@ import torch
 
 import compress
 import students
-from compress import Artefact, Context, Export, OnnxModel
+from compress import Artefact, Context, Export, FileModel
 from compress.cost import drawn
 from kd.data import Data
 from kd.errors import InputError
@@ -129,12 +129,12 @@ class Task:
         }
         if not figures & DEPLOYED:
             return found
-        if isinstance(artefact, OnnxModel):
+        if isinstance(artefact, FileModel):
             return found | self._of_file(artefact, figures)
         with TemporaryDirectory() as folder:
             return found | self._of_file(Export().write(artefact, self.data, Path(folder) / "model.onnx"), figures)
 
-    def _of_file(self, file: OnnxModel, figures: set[str]) -> Figures:
+    def _of_file(self, file: FileModel, figures: set[str]) -> Figures:
         found: Figures = {"file_bytes": file.path.stat().st_size}
         if "latency_ms" in figures:
             times = compress.latency({"it": file}, self.data.facts.image_shape, batches=(1,), seconds=1.0)

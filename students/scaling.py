@@ -359,6 +359,7 @@ FAMILIES = {
     "CifarResNet": _cifar,
     "CifarShuffleNetV1": Family(concatenating, last=2, shared="width"),
     "CifarShuffleNetV2": _cifar,
+    "CifarTutorialNet": Family(named(multiple=2, channels="hidden"), last=2),
     "CifarVGG": _cifar,
     "CifarWideResNet": _cifar,
     "CoaT": Family(named(fixed="num_heads"), shared="width"),

@@ -37,7 +37,9 @@ def load(folder: Path | str) -> Classifier:
 
     Raises InputError where a file is missing, torn, altered or pickled, or the weights are those of another model.
     """
-    plan = _read_plan(Path(folder) / PLAN)
+    text = _read(Path(folder) / PLAN)
+    plan = _plan(text, Path(folder) / PLAN)
+    altered = text != json.dumps(plan, indent=1).encode()  # blanks mean nothing, but `save` writes no others
     sealed = plan.pop("digest", None)
     path = Path(folder) / WEIGHTS
     content = _read(path)
@@ -48,7 +50,7 @@ def load(folder: Path | str) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # reading a model draws nothing from the caller's stream
         model = Blueprint.from_json(json.dumps(plan)).build()
     load_weights(model, state, str(path))
-    if sealed != _digest(plan, state):
+    if altered or sealed != _digest(plan, state):
         raise InputError("model", str(folder), f"was altered: {PLAN} and {WEIGHTS} do not match the digest")
     return model.eval()
 
@@ -64,9 +66,9 @@ def _read(path: Path) -> bytes:
         raise InputError("model", str(path), f"cannot be read ({error.strerror})") from error
 
 
-def _read_plan(path: Path) -> dict[str, object]:
+def _plan(text: bytes, path: Path) -> dict[str, object]:
     try:
-        plan = json.loads(_read(path))
+        plan = json.loads(text)
     except ValueError as error:
         raise InputError("model", str(path), f"is torn or no JSON ({error})") from error
     if not isinstance(plan, dict):

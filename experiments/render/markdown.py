@@ -17,30 +17,31 @@ def render(report: Report) -> str:
 
 
 def _blocks(report: Report) -> Iterator[str]:
-    yield f"# {_escape(report['title'])}"
-    yield _escape(words.headline(report))
+    yield f"# {escape(report['title'])}"
+    yield escape(words.headline(report))
     yield "## Accuracy and size"
-    yield _rows(report, ACCURACY, SIZE)
+    yield rows(report, ACCURACY, SIZE)
     yield "## Latency and time"
-    yield _rows(report, BATCH_1, BATCH_32, TIME)
+    yield rows(report, BATCH_1, BATCH_32, TIME)
     yield f"## {RATIOS.title}"
-    yield _rows(report, RATIOS)
-    yield _escape(words.about_measures(report))
+    yield rows(report, RATIOS)
+    yield escape(words.about_measures(report))
     notes = words.notes(report)
     if notes:
         yield "## Worth knowing"
-        yield "\n".join(f"- {f'**{_escape(name)}**: ' if name else ''}{_escape(note)}" for name, note in notes)
+        yield "\n".join(f"- {f'**{escape(name)}**: ' if name else ''}{escape(note)}" for name, note in notes)
     for plot in shown(report):
         yield f"## {plot.title}"
         yield f"![{plot.title}]({plot.file})"
         yield plot.caption
     yield "## How it was made"
-    yield _escape(words.about_data(report))
-    yield _code(report["command"])
+    yield escape(words.about_data(report))
+    yield code(report["command"])
     yield table(("", ""), words.about_environment(report))
 
 
-def _rows(report: Report, *groups: Group) -> str:
+def rows(report: Report, *groups: Group) -> str:
+    """A line for each model, with the columns of the groups."""
     columns = [column for group in groups for column in group.columns]
     cells = [(row["name"], *(column.cell(row) for column in columns)) for row in report["rows"]]
     return table(("step", *(column.heading for column in columns)), cells, numbers=True)
@@ -49,15 +50,16 @@ def _rows(report: Report, *groups: Group) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
     """The first column to the left, numbers to the right."""
     rule = [":--", *(["--:" if numbers else ":--"] * (len(head) - 1))]
-    lines = [map(_escape, head), rule, *(map(_escape, row) for row in rows)]
+    lines = [map(escape, head), rule, *(map(escape, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """On one line, and nothing in it that Markdown or HTML would take for markup."""
     return re.sub(r"([\\`*\[\]|<>#&])", r"\\\1", " ".join(text.split()))
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
+    """A command, whatever it holds."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}sh\n{text}\n{fence}"

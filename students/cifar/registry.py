@@ -10,6 +10,7 @@ from students.cifar.mobilenetv2 import CifarMobileNetV2
 from students.cifar.net import CifarNet
 from students.cifar.resnet import CifarResNet
 from students.cifar.shufflenet import CifarShuffleNetV1, CifarShuffleNetV2
+from students.cifar.tutorial import CifarTutorialNet
 from students.cifar.vgg import CifarVGG
 from students.cifar.wide_resnet import CifarWideResNet
 
@@ -36,6 +37,8 @@ ZOO: dict[str, tuple[type[CifarNet], dict[str, Any]]] = {
         {"channels": (16, 8, 12, 16, 32, 48, 80, 160, 1280), "layers": (1, 2, 3, 4, 3, 3, 1)},
     ),
     "cifar_shufflenetv1": (CifarShuffleNetV1, {"channels": (24, 240, 480, 960), "layers": (4, 8, 4)}),
+    "cifar_deepnn": (CifarTutorialNet, {"channels": (64, 32), "layers": (2, 2), "hidden": 512}),
+    "cifar_lightnn": (CifarTutorialNet, {"channels": (16, 16), "layers": (1, 1), "hidden": 256}),
     "cifar_shufflenetv2": (CifarShuffleNetV2, {"channels": (24, 116, 232, 464, 1024), "layers": (3, 7, 3)}),
 }
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def named(found: Channels, name: str) -> Group:
 
 def turned(group: Group) -> Group:
     """Mistakes which channels are read."""
-    return replace(group, axes={a: [*e[1:], e[0]] if a.dim == 1 else e for a, e in group.axes.items()})
+    return replace(group, axes={a: np.roll(e, -1, axis=0) if a.dim == 1 else e for a, e in group.axes.items()})
 
 
 def short(group: Group) -> Group:
@@ -234,9 +235,10 @@ def test_weights_that_are_standardised_keep_what_they_are_standardised_over():
 class Attention(nn.Module):
     """Of two heads over the places of a map of 16 x 16, in windows."""
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, pieces: int, name: str = "pieces") -> None:
         super().__init__()
-        self.num_heads, self.window, self.grid, self.dim = 2, window, (16, 16), 8
+        self.num_heads, self.grid, self.dim, self.name = 2, (16, 16), 8, name
+        setattr(self, name, pieces)
         self.stem, self.qkv, self.proj = nn.Conv2d(3, 6, 1), nn.Linear(6, 24), nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -256,34 +258,36 @@ class Cut(Attention):
     """Its number of windows along a side is its own."""
 
     def cut(self, x: Tensor) -> Tensor:
-        windows = x.view(*x.shape[:2], self.window, 16 // self.window, self.window, 16 // self.window)
+        pieces = getattr(self, self.name)
+        windows = x.view(*x.shape[:2], pieces, 16 // pieces, pieces, 16 // pieces)
         return windows.permute(0, 2, 4, 3, 5, 1).flatten(0, 2).flatten(1, 2)
 
 
 def test_a_modules_own_numbers_follow_and_no_others():
     torch.manual_seed(0)
-    net, x = Attention(window=7).eval(), torch.randn(2, 3, 16, 16)
+    net, x = Attention(pieces=7).eval(), torch.randn(2, 3, 16, 16)
     heads = named(found := channels.find(net, x), "qkv")
     small = channels.sliced(net, {heads: [1]})
 
     assert channels.separable(net, x, found.groups) == found.groups
-    assert (small.num_heads, small.dim, small.window, small.grid) == (1, 4, 7, (16, 16))
+    assert (small.num_heads, small.dim, small.pieces, small.grid) == (1, 4, 7, (16, 16))
     assert (net.num_heads, net.dim) == (2, 8)
     assert small.qkv.weight.shape == (12, 6)
     edits = {edit.module: edit.attributes for edit in channels.changes(net, small)}
     assert edits == {"": {"num_heads": 1, "dim": 4}, "qkv": {"out_features": 12}, "proj": {"in_features": 4}}
 
 
-@pytest.mark.parametrize("kind", [Attention, Cut])
-def test_a_number_that_is_equal_by_chance_leads_to_no_wrong_answer(kind):
-    """A window as long as there are heads, of use or not: the group is right as it is found, or left whole."""
+@pytest.mark.parametrize(("kind", "name"), [(Attention, "pieces"), (Cut, "pieces"), (Cut, "window_size")])
+def test_a_number_that_is_equal_by_chance_leads_to_no_wrong_answer(kind, name):
+    """A window as long as there are heads, of use or not: the group is right as it is found, or left whole; a name that
+    tells of places leads to no such mistake."""
     torch.manual_seed(0)
-    net, x = kind(window=2).eval(), torch.randn(2, 3, 16, 16)
+    net, x = kind(2, name).eval(), torch.randn(2, 3, 16, 16)
     found = channels.find(net, x)
     able = channels.separable(net, x, found.groups)
 
     assert "stem" in {group.name for group in able}
-    assert ("qkv" in {group.name for group in able}) == (kind is Attention)
+    assert ("qkv" in {group.name for group in able}) == (kind is Attention or name == "window_size")
     removal = {group: list(range(group.channels // 2)) for group in able}
     small, quiet = channels.sliced(net, removal), channels.silenced(net, removal)
     assert torch.allclose(small(x), quiet(x), atol=1e-5)

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from compress import Export, OnnxModel
-from compress.export import TOLERANCE
+from compress.export import TOLERANCE, convert
+from compress.exporter import agreement
+from compress.onnx_model import write
 from kd.errors import InputError
 from students import Blueprint
 
@@ -142,3 +144,13 @@ class Clipped(Stubborn):
 
 def test_one_tensor_may_be_clipped_twice(digits, tmp_path):
     Export().write(Clipped().eval(), digits, tmp_path / "model.onnx")  # which compares the two
+
+
+@pytest.mark.slow
+def test_values_that_the_exporter_gives_one_name_are_told_apart(tmp_path):
+    """As it does in Gemma's norms, where its optimiser has to be left out."""
+    model = Blueprint("gemma4_vit_167m", 10, image_size=96, width=0.25, depth=0.1).build().eval()
+    x = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    proto = convert(model, x, 18)
+    onnx.checker.check_model(proto, full_check=True)
+    assert agreement(write(proto, tmp_path / "model.onnx")(x), model, x)[0]

@@ -122,7 +122,8 @@ def test_a_group_that_only_the_real_removal_shows_to_be_wrong_is_put_back(contex
     def mistaken(net, x):
         found = find(net, x)
         wrong = next(group for group in found.groups if group.name == "layer1.0.conv1")
-        wrong.axes[Axis("layer1.0.conv2.weight", 1)].reverse()
+        read = wrong.axes[Axis("layer1.0.conv2.weight", 1)]
+        read[:] = read[::-1].copy()
         return found
 
     monkeypatch.setattr(channels, "find", mistaken)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import students
-from experiments import cli, compare_methods, compress, distill, evaluate, report, search, train_teacher
+from experiments import cli, compare_methods, compress, distill, evaluate, publish, report, search, train_teacher
 from experiments.steps import chain
 from search import SearchConfig
 from students import Blueprint
@@ -50,6 +50,12 @@ def test_one_step_hands_on_to_the_next(run, tmp_path):
         for model in ("smaller/stages/02-export", "smaller/stages/02-export/model.onnx"):
             told = run("evaluate", evaluate.EvaluateConfig, evaluate.main, "--model", model, *SHORT, "--split", split)
             assert json.loads(told)["top1"] == rows["02-export"][key]
+    card = (tmp_path / "smaller/stages/02-export/README.md").read_text()
+    assert f"| 02-export | {rows['02-export']['top1_val']:.2f} |" in card
+    assert 'onnxruntime.InferenceSession("model.onnx")' in card
+    arguments = ["--model", "smaller/stages/02-export", "--out", "card"]
+    run("publish", publish.PublishConfig, publish.main, *arguments)
+    assert (tmp_path / "card/README.md").read_text() == card
 
 
 def test_several_teachers_teach_together(run, tmp_path):

@@ -112,6 +112,12 @@ def test_the_report_is_one_page_and_a_table_in_the_terminal(whole):
         assert row["name"] in (whole / "run/report.md").read_text()
 
 
+def test_the_last_artefact_has_a_model_card(whole):
+    card = (whole / "run/stages/06-quantize/README.md").read_text()
+    assert all(f"| {row['name']} |" in card for row in report_of(whole)["rows"])
+    assert "teacher → student → 01-prune" in card
+
+
 def test_run_again_it_skips_what_is_done(whole):
     before = (whole / "run/report.json").stat().st_mtime_ns
     clock = time.perf_counter()

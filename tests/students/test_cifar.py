@@ -56,6 +56,11 @@ def test_the_shortcuts_of_resnet_differ_in_their_parameters(name: str, parameter
     assert count(Blueprint(name, 10).build("meta")) == parameters
 
 
+@pytest.mark.parametrize(("name", "parameters"), [("cifar_deepnn", 1_186_986), ("cifar_lightnn", 267_738)])
+def test_the_nets_of_the_tutorial_have_the_parameters_that_it_prints(name: str, parameters: int) -> None:
+    assert count(Blueprint(name, 10).build("meta")) == parameters
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_speaks_timms_protocol(name: str) -> None:
     net = timm.create_model(name, num_classes=7, in_chans=2).eval()

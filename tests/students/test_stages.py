@@ -30,7 +30,14 @@ FAMILIES = {
     "swiftformer_xs": (4, 4),
     "volo_d1_224": (1, 4),
 }
-CIFAR = {"vgg": (5, 5), "mobilenetv2": (9, 7), "shufflenetv1": (1, 3), "shufflenetv2": (5, 3)}  # the rest: (4, 3)
+CIFAR = {
+    "vgg": (5, 5),
+    "mobilenetv2": (9, 7),
+    "shufflenetv1": (1, 3),
+    "shufflenetv2": (5, 3),
+    "htnn": (1, 2),
+    "deepnn": (1, 2),
+}  # the rest: (4, 3)
 WHOLE = ["vit_tiny_patch16_224", "regnetx_002", "inception_v3", "hgnetv2_b0", "rexnet_100", "vgg11", "tv_resnet18"]
 STAGED = {**FAMILIES, **{name: next((n for part, n in CIFAR.items() if part in name), (4, 3)) for name in ZOO}}
 SAME_RULE = {name for name in ZOO if name.startswith("cifar_resnet")} - {"cifar_resnet20", "cifar_resnet20_a"}

@@ -1,6 +1,6 @@
-"""Low-rank factors of weights: SVD of matrices, Tucker-2 of convolutions.
+"""Low-rank factors of weights: SVD of matrices, Tucker-2 and rows of columns of convolutions; CP is in `cp`.
 
-Both are whitened where the second moment of a layer's inputs is known: W L is decomposed in the place of the weight W,
+All are whitened where the second moment of a layer's inputs is known: W L is decomposed in the place of the weight W,
 with L Lᵀ the moment, so that what is cut is what the outputs miss least, on the images that gave the moment.
 """
 
@@ -50,16 +50,22 @@ def spectrum(weight: Tensor, moment: Tensor | None = None) -> Spectrum:
             they are as many). None: inputs are taken to be white noise.
     """
     weight = weight.double()
-    if weight.shape[0] < weight.shape[1]:
-        energy, basis = torch.linalg.eigh(weight @ weight.T if moment is None else moment.double())
-        return Spectrum(basis.flip(1), energy.flip(0).clamp(min=0))
-    basis, values, _ = torch.linalg.svd(weight if moment is None else weight @ whitening(moment).root, False)
-    return Spectrum(basis, values.square())
+    if moment is not None and weight.shape[0] >= weight.shape[1]:
+        weight, moment = weight @ whitening(moment).root, None
+    if weight.shape[0] > weight.shape[1]:
+        basis, values, _ = torch.linalg.svd(weight, False)
+        return Spectrum(basis, values.square())
+    energy, basis = torch.linalg.eigh(weight @ weight.T if moment is None else moment.double())
+    return Spectrum(basis.flip(1), energy.flip(0).clamp(min=0))
 
 
 def svd(weight: Tensor, rank: int, moment: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(rank, inputs) and (outputs, rank), in the order in which they run, for (outputs, inputs); see `spectrum`."""
-    basis = spectrum(weight, moment).basis[:, :rank]
+    return onto(spectrum(weight, moment).basis[:, :rank], weight)
+
+
+def onto(basis: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`svd` at the rank of a basis (outputs, rank) of its outputs."""
     return _balanced(basis.T @ weight.double(), basis)
 
 
@@ -70,9 +76,9 @@ def core_energy(weight: Tensor, moment: Tensor | None = None) -> Tensor:
     Args:
         moment: the (inputs, inputs) second moment of the inputs.
     """
-    whitened = _whitened(weight.double(), None if moment is None else whitening(moment))
-    outer, inner = (_leading(_gram(whitened, mode), whitened.shape[mode]) for mode in (0, 1))
-    return torch.einsum("oikl,or,is->rskl", whitened, outer, inner).square().sum((2, 3))
+    seen = whitened(weight.double(), None if moment is None else whitening(moment))
+    outer, inner = (_leading(_gram(seen, mode), seen.shape[mode]) for mode in (0, 1))
+    return torch.einsum("oikl,or,is->rskl", seen, outer, inner).square().sum((2, 3))
 
 
 def tucker(weight: Tensor, ranks: tuple[int, int], moment: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,17 +88,57 @@ def tucker(weight: Tensor, ranks: tuple[int, int], moment: Tensor | None = None)
     Returns (ri, inputs), (ro, ri, k, k) and (outputs, ro), in the order in which they run.
     """
     white = None if moment is None else whitening(moment)
-    whitened = _whitened(weight.double(), white)
-    inner = _leading(_gram(whitened, 1), ranks[1])
+    seen = whitened(weight.double(), white)
+    inner = _leading(_gram(seen, 1), ranks[1])
     for _ in range(SWEEPS):
-        outer = _leading(_gram(torch.einsum("oikl,ir->orkl", whitened, inner), 0), ranks[0])
-        inner = _leading(_gram(torch.einsum("oikl,or->rikl", whitened, outer), 1), ranks[1])
-    core = torch.einsum("oikl,or,is->rskl", whitened, outer, inner)
+        outer = _leading(_gram(torch.einsum("oikl,ir->orkl", seen, inner), 0), ranks[0])
+        inner = _leading(_gram(torch.einsum("oikl,or->rikl", seen, outer), 1), ranks[1])
+    core = torch.einsum("oikl,or,is->rskl", seen, outer, inner)
     first = inner.T if white is None else inner.T @ white.inverse
     for _ in range(BALANCINGS):  # each undoes a little of the other
         first, core = _balanced(first, core)
         core, outer = _balanced(core, outer)
     return first, core, outer
+
+
+def spatial_energy(weight: Tensor, moment: Tensor | None = None) -> Tensor:
+    """(r,) energies, in order, along the directions that `spatial` keeps the first of; the moment is as there."""
+    matrix = _columns(whitened(weight.double(), None if moment is None else whitening(moment)))
+    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+
+
+def spatial(weight: Tensor, rank: int, moment: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A k x l kernel as columns of k and then rows of l, in float64: the truncated SVD of (outputs·l, inputs·k).
+
+    Jaderberg et al., Speeding up convolutional neural networks with low rank expansions, 2014, scheme 2; in closed form
+    as in Tai et al., Convolutional neural networks with low-rank regularization, 2016, theorem 1.
+
+    Args:
+        moment: the (inputs, inputs) second moment of the inputs.
+
+    Returns (rank, inputs, k, 1) and (outputs, rank, 1, l), in the order in which they run.
+    """
+    outs, ins, height, width = weight.shape
+    white = None if moment is None else whitening(moment)
+    matrix = _columns(whitened(weight.double(), white))
+    if matrix.shape[0] < matrix.shape[1]:
+        second = _leading(matrix @ matrix.T, rank)
+        first = second.T @ matrix
+    else:
+        first = _leading(matrix.T @ matrix, rank).T
+        second = matrix @ first.T
+    first = first.reshape(rank, ins, height)
+    if white is not None:
+        first = torch.einsum("riy,ij->rjy", first, white.inverse)
+    first, second = _balanced(first, second.reshape(outs, width, rank).transpose(1, 2))
+    return first[..., None], second[:, :, None]
+
+
+def _columns(weight: Tensor) -> Tensor:
+    """(outputs·l, inputs·k) of (outputs, inputs, k, l)."""
+    outs, ins, height, width = weight.shape
+    return weight.permute(0, 3, 1, 2).reshape(outs * width, ins * height)
 
 
 def _balanced(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +150,8 @@ def _balanced(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return torch.einsum("r...,r->r...", first, scale), torch.einsum("or...,r->or...", second, 1 / scale)
 
 
-def _whitened(weight: Tensor, white: Whitening | None) -> Tensor:
+def whitened(weight: Tensor, white: Whitening | None) -> Tensor:
+    """(outputs, inputs, k, l) as if its inputs were white noise."""
     return weight if white is None else torch.einsum("oikl,ij->ojkl", weight, white.root)
 
 

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import students
-from compress import cost
-from compress.lowrank import LowRank, factorise, look
+from compress import Export, Quantize, Recover, cost
+from compress.lowrank import LowRank, forms
+from compress.lowrank.cp import Degenerate
+from compress.lowrank.forms import FORMS, factorise
+from compress.lowrank.layers import look
 from compress.prune import Prune
+from compress.target import cost_of
 from kd.errors import InputError
 
 SHAPE = (1, 8, 8)
@@ -65,12 +71,12 @@ def check_ranks(made: students.Classifier, report) -> None:
     """The net is made of the factors that the report tells of."""
     for path, told in report.details["layers"].items():
         row = made.net.get_submodule(path)
-        if told["method"] == "svd":
-            assert [len(layer.weight) for layer in row[:-1]] == told["rank"]
-            assert len(row) == 2
-        else:
+        assert len(row) == (2 if told["method"] in ("svd", "spatial") else 3)
+        if told["method"] == "tucker":
             assert [len(row[1].weight), len(row[0].weight)] == told["rank"]
-            assert len(row) == 3
+        else:
+            assert {len(layer.weight) for layer in row[:-1]} == set(told["rank"])
+            assert [layer.groups for layer in row[1:-1]] == told["rank"][: len(row) - 2]
 
 
 @pytest.mark.parametrize(("by", "whiten"), [("macs", True), ("params", True), ("macs", False)])
@@ -83,7 +89,7 @@ def test_the_target_is_met_and_reported(by, whiten, context):
     assert kept[by] <= 0.5
     assert {name: report.details[f"kept_{name}"] for name in kept} == pytest.approx(kept)
     assert report.name == "lowrank"
-    assert {layer["method"] for layer in report.details["layers"].values()} == {"tucker"}
+    assert {layer["method"] for layer in report.details["layers"].values()} <= {"tucker", "cp", "spatial"}
     check_ranks(made, report)
     (note,) = report.notes
     assert note.startswith(f"{len(report.details['layers'])} layers are factorised")
@@ -92,15 +98,28 @@ def test_the_target_is_met_and_reported(by, whiten, context):
     assert worst in note
 
 
-def test_a_transformer_meets_its_target(context):
-    model = create("vit_tiny_patch16_224")
+def small_vit() -> students.Classifier:
+    torch.manual_seed(0)
+    plan = students.Blueprint("vit_tiny_patch16_224", 10, 1, 8, width=0.34, depth=0.25, normalize=((0.3,), (0.4,)))
+    return plan.build().eval()
+
+
+def test_a_transformer_meets_its_target_with_fused_qkv_projections_and_mlps(context):
+    model = small_vit()
     made, report = LowRank(0.5, by="params")(model, context(calibration=32))
+    told = report.details["layers"]
 
     assert shares(model, made)["params"] == pytest.approx(0.5, abs=0.03)
     assert report.details["kept_params"] == pytest.approx(shares(model, made)["params"])
-    assert {layer["method"] for layer in report.details["layers"].values()} == {"svd"}
+    for block in range(3):
+        for path in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            assert told[f"blocks.{block}.{path}"]["method"] == "svd"
+    qkv = made.net.get_submodule("blocks.0.attn.qkv")
+    assert qkv[1].out_features == 3 * qkv[0].in_features, "queries, keys and values share what is read"
     check_ranks(made, report)
     assert torch.isfinite(answers(made)).all()
+    made.train()(images()).square().sum().backward()
+    assert all(layer.weight.grad.abs().sum() > 0 for path in told for layer in made.net.get_submodule(path))
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet8", "varied"])
@@ -108,7 +127,7 @@ def test_where_nothing_is_cheaper_the_model_is_unchanged_and_the_note_says_so(na
     model = varied() if name == "varied" else create(name)
     made, report = LowRank(0.5, min_rank=10_000)(model, context())
 
-    assert report.details == {"kept_macs": 1.0, "kept_params": 1.0, "layers": {}}
+    assert report.details == {"kept_macs": 1.0, "kept_params": 1.0, "layers": {}, "degenerate": []}
     assert len(report.notes) == 1
     assert "the model is unchanged" in report.notes[0]
     assert made.blueprint == model.blueprint
@@ -116,7 +135,8 @@ def test_where_nothing_is_cheaper_the_model_is_unchanged_and_the_note_says_so(na
     assert torch.equal(answers(made), answers(model))
 
 
-def test_a_convolution_of_low_rank_is_found_and_not_missed(context):
+@pytest.mark.parametrize("method", ["tucker", "auto"])
+def test_a_convolution_of_low_rank_is_found_and_not_missed(method, context):
     model = create("cifar_resnet20")
     weight = model.net.get_submodule("layer2.1.conv1").weight
     with torch.no_grad():
@@ -124,7 +144,7 @@ def test_a_convolution_of_low_rank_is_found_and_not_missed(context):
             torch.einsum("or,rskl,is->oikl", torch.randn(32, 3), torch.randn(3, 2, 3, 3), torch.randn(32, 2)) / 20
         )
     for whiten in (True, False):
-        made, report = LowRank(0.96, whiten=whiten)(model, context())
+        made, report = LowRank(0.96, method=method, whiten=whiten)(model, context())
         told = report.details["layers"]
 
         assert set(told) == {"layer2.1.conv1"}
@@ -159,7 +179,7 @@ def test_what_is_told_as_lost_is_what_the_outputs_of_the_layer_lose(shape, conte
     (layer,) = [each for each in look(model, seen.images(), True) if each.path == "3"]
     rank = min(shape) // 3
     made = copy.deepcopy(model)
-    factorise(made, layer, [rank])
+    factorise(made, layer, "svd", [rank])
     outputs = (net[3](x) - net[3].bias).detach()
     missed = (made.net[3](x) - net[3](x)).detach()
     best = torch.linalg.svdvals(outputs.double())[rank:].square().sum()
@@ -167,7 +187,7 @@ def test_what_is_told_as_lost_is_what_the_outputs_of_the_layer_lose(shape, conte
     assert missed.square().sum() == pytest.approx(float(best), rel=2e-2, abs=1e-5 * float(outputs.square().sum()))
     for choice_rank, lost in _lost_by_rank(model, seen).items():
         made = copy.deepcopy(model)
-        factorise(made, layer, [choice_rank])
+        factorise(made, layer, "svd", [choice_rank])
         share = (made.net[3](x) - net[3](x)).square().sum() / outputs.square().sum()
         assert lost == pytest.approx(share.item(), rel=5e-2, abs=1e-5)
 
@@ -211,6 +231,9 @@ def test_whitened_cuts_keep_the_answers_closer(trained, context, digits):
     [
         ("svd", {"shortcut", "narrow", "wide", "head"}),
         ("tucker", {"dilated", "same", "tall"}),
+        ("cp", {"dilated", "same", "tall"}),
+        ("spatial", {"dilated", "same", "tall"}),
+        (("cp", "svd"), {"dilated", "same", "tall", "shortcut", "narrow", "wide", "head"}),
         ("auto", {"dilated", "same", "tall", "shortcut", "narrow", "wide", "head"}),
     ],
 )
@@ -222,26 +245,35 @@ def test_only_layers_of_the_method_are_touched(method, can, context):
     assert touched == set(report.details["layers"])
     assert can - {"dilated"} <= touched <= can
     for path in touched:
-        assert report.details["layers"][path]["rank"] in ([1], [1, 1])
-        assert (report.details["layers"][path]["method"] == "svd") == (len(made.net.get_submodule(path)) == 2)
+        told = report.details["layers"][path]
+        assert told["rank"] in ([1], [1, 1])
+        assert (told["method"] == "svd") == (path in {"shortcut", "narrow", "wide", "head"})
+        assert method == "auto" or told["method"] in method
     for path, module in model.net.named_children():
         if path not in touched:
             assert repr(made.net.get_submodule(path)) == repr(module)
 
 
 @pytest.mark.parametrize("whiten", [True, False])
-def test_full_ranks_repeat_every_layer_with_its_stride_padding_and_dilation(whiten, context):
+@pytest.mark.parametrize("method", ["tucker", "cp", "spatial"])
+def test_full_ranks_repeat_every_layer_with_its_stride_padding_and_dilation(method, whiten, context):
     model = varied()
     made = copy.deepcopy(model)
     layers = look(model, context().images(), whiten)
     assert [layer.path for layer in layers] == ["dilated", "same", "tall", "shortcut", "narrow", "wide", "head"]
     for layer in layers:
-        outs, ins = layer.module.weight.shape[:2]
-        factorise(made, layer, [min(outs, ins)] if layer.method == "svd" else [outs, ins])
+        name = "svd" if layer.is_matrix else method
+        factorise(made, layer, name, FORMS[name].full(layer))
 
     assert torch.allclose(answers(made), answers(model), atol=1e-4)
-    core = made.net.get_submodule("dilated.1")
-    assert (core.kernel_size, core.stride, core.padding, core.dilation) == ((3, 3), (2, 1), (1, 2), (1, 2))
+    settings = [
+        (core.kernel_size, core.stride, core.padding, core.dilation) for core in made.net.get_submodule("dilated")
+    ]
+    if method == "spatial":
+        assert settings[0] == ((3, 1), (2, 1), (1, 0), (1, 1))
+        assert settings[1] == ((1, 3), (1, 1), (0, 2), (1, 2))
+    else:
+        assert settings[1] == ((3, 3), (2, 1), (1, 2), (1, 2))
     assert made.net.get_submodule("same.1").padding == "same"
     assert [layer.stride for layer in made.net.get_submodule("shortcut")] == [(2, 2), (1, 1)]
     for path, module in model.net.named_children():
@@ -346,6 +378,167 @@ def test_pruned_and_factorised_nets_factorise_again(context, tmp_path):
     assert torch.equal(answers(students.load(tmp_path / "twice")), answers(twice))
 
 
+@pytest.mark.parametrize("make", [lambda: create("cifar_resnet8"), small_vit])
+def test_factors_of_a_pruned_net_recover_export_quantise_and_load_elsewhere(make, context, tmp_path):
+    model, settings = make(), context(calibration=64, folder=tmp_path / "stages")
+    small, _ = Prune(0.8, round_to=1)(model, settings)
+    thin, report = LowRank(0.7)(small, settings)
+    assert report.details["layers"]
+    recovered, _ = Recover(epochs=1)(thin, settings)
+    students.save(recovered, tmp_path / "net")
+    x = images()
+    torch.save(x, tmp_path / "x.pt")
+    code = "import sys, torch, students; torch.save(students.load(sys.argv[1])(torch.load(sys.argv[2])), sys.argv[3])"
+    paths = [tmp_path / name for name in ("net", "x.pt", "y.pt")]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, *map(str, paths)], check=True)
+    assert torch.equal(torch.load(tmp_path / "y.pt"), answers(recovered, x))
+
+    exported, _ = Export()(recovered, settings)
+    assert torch.allclose(exported(x), answers(recovered, x), atol=1e-4 * float(answers(recovered, x).abs().max()))
+    quantised, _ = Quantize(mode="static")(exported, settings)
+    assert quantised(x).shape == (4, 10)
+    assert torch.isfinite(quantised(x)).all()
+
+
+@pytest.mark.parametrize("method", ["cp", "spatial", "tucker"])
+def test_a_net_of_one_method_meets_its_target_and_reloads(method, context, tmp_path):
+    model = create("cifar_resnet8")
+    made, report = LowRank(0.6, method=method)(model, context())
+    students.save(made, tmp_path / "made")
+
+    assert {layer["method"] for layer in report.details["layers"].values()} == {method}
+    check_ranks(made, report)
+    assert shares(model, made)["macs"] == pytest.approx(0.6, abs=0.03)
+    assert torch.equal(answers(students.load(tmp_path / "made")), answers(made))
+
+
+def test_costs_that_ranks_are_chosen_by_are_those_of_what_is_made(context):
+    """Strides, dilations and one-sided kernels included."""
+    model = varied()
+    for layer in look(model, context().images(), False):
+        for name, form in FORMS.items():
+            if not form.suits(layer):
+                continue
+            ranks = tuple(1 for _ in form.full(layer))
+            made = copy.deepcopy(model)
+            factorise(made, layer, name, ranks)
+            parts = form.row(layer, ranks)
+            for by, saved in (
+                ("macs", layer.module.weight.numel() * layer.outputs - sum(p.weights * p.positions for p in parts)),
+                ("params", layer.module.weight.numel() - sum(part.weights for part in parts)),
+            ):
+                assert cost_of(model, SHAPE, by) - cost_of(made, SHAPE, by) == saved, (layer.path, name, by)
+
+
+def test_auto_loses_less_than_any_method_alone(trained, context):
+    lost = {}
+    for method in ("auto", "cp", "tucker", "spatial"):
+        _, report = LowRank(0.6, method=method)(trained, context())
+        lost[method] = sum(layer["lost"] for layer in report.details["layers"].values())
+
+    assert lost["auto"] <= 1.02 * min(lost.values())
+    assert lost["tucker"] > 1.2 * lost["auto"]
+
+
+@pytest.mark.parametrize("method", ["cp", ("cp", "tucker")])
+def test_a_layer_whose_cp_is_degenerate_stays_or_falls_to_another_method(method, context, monkeypatch):
+    model = create("cifar_resnet8")
+    _, before = LowRank(0.6, method=method)(model, context())
+    first = next(path for path, layer in before.details["layers"].items() if layer["method"] == "cp")
+    weight = model.net.get_submodule(first).weight.shape
+    honest = forms.cp
+
+    def cp(found, rank, moment=None):
+        if found.shape == weight:
+            raise Degenerate("grows")
+        return honest(found, rank, moment)
+
+    monkeypatch.setattr(forms, "cp", cp)
+    made, report = LowRank(0.6, method=method)(model, context())
+
+    assert first in report.details["degenerate"]
+    assert first in report.notes[0]
+    assert "degenerate" in report.notes[0]
+    assert report.details["layers"].get(first, {"method": "tucker"})["method"] == "tucker"
+    assert (first in report.details["layers"]) <= (method != "cp")
+    if method != "cp":
+        assert report.details["kept_macs"] == pytest.approx(0.6, abs=0.03), "the others make up for it"
+    assert torch.isfinite(answers(made)).all()
+
+
+def test_each_layer_keeps_the_energy_that_is_asked_for_and_no_rank_more(trained, context):
+    for energy in (0.7, 0.95):
+        _, report = LowRank(0.01, method="spatial", ranks="energy", energy=energy)(trained, context())
+        told = report.details["layers"]
+        assert told
+        assert all(layer["lost"] <= 1 - energy for layer in told.values())
+        for layer in look(trained, context().images(), True):
+            if layer.path in told:
+                kept = FORMS["spatial"].energy(layer)[: told[layer.path]["rank"][0] - 1].sum()
+                assert kept < energy * FORMS["spatial"].energy(layer).sum()
+        assert not any("instead of" in note for note in report.notes)
+
+
+def test_evbmf_finds_planted_ranks_and_is_guarded_where_it_finds_none(context):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 96), nn.ReLU(), nn.Linear(96, 10))
+    with torch.no_grad():
+        net[1].weight.copy_((torch.randn(128, 7) @ torch.randn(7, 64) + 0.5 * torch.randn(128, 64)) / 10)
+    (told, less) = (
+        LowRank(by="params", ranks="evbmf", energy=energy, whiten=False)(wrap(net), context())[1].details["layers"]
+        for energy in (0.5, 0.01)
+    )
+
+    assert told["1"]["rank"] == less["1"]["rank"] == [7]
+    assert 5 < told["3"]["rank"][0] < 96, "of noise it finds nothing, so that the energy decides"
+    assert told["3"]["lost"] == pytest.approx(0.5, abs=0.02)
+    assert less["3"]["rank"] == [1]
+
+
+@pytest.mark.parametrize("method", ["tucker", "cp", "spatial"])
+def test_evbmf_takes_no_less_of_a_convolution_than_was_planted(method, context):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 40, 3), nn.Conv2d(40, 48, 3), nn.Flatten(), nn.Linear(48 * 16, 10))
+    sides = torch.randn(48, 5), torch.randn(5, 4, 3, 3), torch.randn(4, 40)
+    with torch.no_grad():
+        planted = torch.einsum("or,rskl,si->oikl", *sides)
+        net[1].weight.copy_(planted / 30 + 0.05 * torch.randn(48, 40, 3, 3))
+    _, report = LowRank(method=method, ranks="evbmf", energy=0.01, whiten=False)(wrap(net), context())
+    rank = report.details["layers"]["1"]["rank"]
+
+    if method == "tucker":
+        assert rank in ([5, 4], [5, 5], [6, 4], [6, 5])
+    else:
+        assert (5 if method == "cp" else 4) <= rank[0] <= 5 * 9
+
+
+def test_sensitivity_meets_the_target_too(trained, context):
+    model, made = trained, LowRank(0.7, method="spatial", ranks="sensitivity")(trained, context())
+    assert shares(model, made[0])["macs"] == pytest.approx(0.7, abs=0.03)
+    assert made[1].details["layers"]
+
+
+@pytest.mark.parametrize(("method", "ranks"), [("svd", [0]), ("svd", [11]), ("svd", [-1]), ("svd", [2, 2])])
+def test_ranks_of_zero_or_above_full_are_refused(method, ranks, context):
+    model = varied()
+    head = look(model, context().images(), False)[-1]
+    with pytest.raises(InputError, match=r"of head must be from 1 to \(10,\)") as refused:
+        factorise(model, head, method, ranks)
+    assert refused.value.field == "lowrank.rank"
+    assert model.blueprint.edits == ()
+
+
+@pytest.mark.parametrize(("method", "full"), [("tucker", (20, 16)), ("cp", (96,)), ("spatial", (40,))])
+def test_full_ranks_are_where_nothing_is_left_to_lose(method, full, context):
+    layer = look(varied(), context().images(), False)[1]
+    assert FORMS[method].full(layer) == full
+    with pytest.raises(InputError, match="must be from 1 to"):
+        factorise(varied(), layer, method, [full[0] + 1, *full[1:]])
+    energy = FORMS[method].energy(layer)
+    assert energy.shape == full
+    assert energy.sum() == pytest.approx(float(layer.weight.square().sum()), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("stage", "name", "why"),
     [
@@ -370,7 +563,13 @@ def test_a_target_out_of_reach_is_told(stage, name, why, context):
         ("target", 1, "must be above 0 and below 1"),
         ("target", float("nan"), "must be above 0 and below 1"),
         ("by", "latency", "must be macs or params"),
-        ("method", "cp", "must be one of auto, svd, tucker"),
+        ("method", "parafac", "must be among auto, svd, tucker, cp, spatial"),
+        ("method", ("svd", "parafac"), "must be among auto, svd, tucker, cp, spatial"),
+        ("method", (), "must be among auto, svd, tucker, cp, spatial"),
+        ("ranks", "guess", "must be one of budget, sensitivity, energy, evbmf"),
+        ("energy", 0, "must be above 0, and 1 or below"),
+        ("energy", 1.1, "must be above 0, and 1 or below"),
+        ("energy", float("nan"), "must be above 0, and 1 or below"),
         ("min_rank", 0, "must be 1 or more"),
     ],
 )

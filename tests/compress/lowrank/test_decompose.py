@@ -7,7 +7,7 @@ from tensorly.decomposition import partial_tucker
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from compress.decompose import core_energy, spectrum, svd, tucker, whitening
+from compress.lowrank.decompose import core_energy, spatial, spatial_energy, spectrum, svd, tucker, whitening
 
 MATRICES = [(6, 10), (10, 6), (8, 8)]
 KERNELS = [(8, 6, 3, 3), (16, 24, 3, 3), (12, 4, 5, 1), (5, 9, 2, 3)]
@@ -253,3 +253,54 @@ def test_the_factors_run_as_three_convolutions(options, white):
         conv2d(x, product((first, core, last)), **options),
         atol=1e-8,
     )
+
+
+def composed(factors: tuple[Tensor, Tensor]) -> Tensor:
+    first, second = factors
+    return torch.einsum("rik,orl->oikl", first[..., 0], second[:, :, 0])
+
+
+@pytest.mark.parametrize("shape", KERNELS)
+def test_columns_and_rows_are_the_best_there_are(shape):
+    """By the singular values of the matrix that Jaderberg's second scheme factorises, filled in by loops."""
+    weight, (outs, ins, height, width) = normal(*shape), shape
+    matrix = torch.zeros(outs * width, ins * height, dtype=torch.float64)
+    for o in range(outs):
+        for i in range(ins):
+            for k in range(height):
+                for at in range(width):
+                    matrix[o * width + at, i * height + k] = weight[o, i, k, at]
+    squares = torch.linalg.svdvals(matrix).square()
+    full = len(squares)
+    assert torch.allclose(spatial_energy(weight)[:full], squares, atol=1e-9)
+    for rank in (1, full // 2, full):
+        factors = spatial(weight, rank)
+        assert [tuple(factor.shape) for factor in factors] == [(rank, ins, height, 1), (outs, rank, 1, width)]
+        assert error(weight - composed(factors)) == pytest.approx(float(squares[rank:].sum()), abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 3, 3), (5, 9, 2, 3)])
+def test_whitened_columns_and_rows_miss_less_of_the_outputs_and_as_much_as_told(shape):
+    weight, x = normal(*shape), correlated(shape[1], 20 * 16 * 16).reshape(shape[1], 20, 16, 16).movedim(0, 1)
+    rows = x.movedim(1, -1).flatten(0, -2)
+    outputs, moment = conv2d(x, weight, padding=1), rows.T @ rows
+    full = min(shape[0] * shape[3], shape[1] * shape[2])
+    energy = spatial_energy(weight, moment)
+    seen = torch.einsum("oikl,ij,ojkl->", weight, moment, weight)
+    assert energy.sum() == pytest.approx(float(seen), rel=1e-4)
+    for rank in (full // 4, full // 2):
+        found = composed(spatial(weight, rank, moment))
+        missed = [error(outputs - conv2d(x, each, padding=1)) for each in (composed(spatial(weight, rank)), found)]
+        assert missed[1] < 0.8 * missed[0]
+        left = torch.einsum("oikl,ij,ojkl->", weight - found, moment, weight - found)
+        assert float(left) == pytest.approx(float(energy[rank:].sum()), rel=1e-2, abs=1e-5 * float(seen))
+    assert torch.allclose(composed(spatial(weight, full, moment)), weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("white", [True, False])
+def test_channels_between_columns_and_rows_are_as_large_in_both(white):
+    x = 1000 * correlated(12)
+    first, second = spatial(normal(16, 12, 3, 3), 9, x @ x.T if white else None)
+    assert torch.allclose(*channel_norms(first, second), rtol=1e-6)
+    zeros = torch.zeros(8, 6, 3, 3)
+    assert torch.equal(composed(spatial(zeros, 3)), zeros.double())

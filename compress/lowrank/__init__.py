@@ -1,0 +1,5 @@
+"""Products of thinner layers in the place of layers."""
+
+from compress.lowrank.lowrank import LowRank
+
+__all__ = ["LowRank"]

@@ -1,0 +1,169 @@
+"""`LowRank`: replace layers by products of thinner ones, where that lowers the cost, under one budget for the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+import students
+from compress.lowrank.cp import Degenerate
+from compress.lowrank.forms import FORMS, factors, put
+from compress.lowrank.harm import harms
+from compress.lowrank.layers import Layer, look
+from compress.lowrank.ranks import Choice, allocate, choices, front, sufficient
+from compress.stage import Artefact, Context, Report
+from compress.target import KINDS, TOLERANCE, By, check, cost_of
+from kd.errors import InputError
+
+Method = Literal["auto", "svd", "tucker", "cp", "spatial"]
+Ranks = Literal["budget", "sensitivity", "energy", "evbmf"]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Factorise linear layers and convolutions, whichever way loses least for what it costs.
+
+    Grouped convolutions are left alone, and so is what would be no cheaper.
+
+    Attributes:
+        target: the share of the incoming model's cost that is kept, met within 3 points where the ranks allow.
+        by: which cost.
+        method: one of them, several, or "auto" for all. "svd" is for linear layers and 1 x 1 convolutions. The others
+            are for k x k: "tucker" is 1 x 1, k x k, 1 x 1; "cp" is 1 x 1, depthwise k x k, 1 x 1; "spatial" is k x 1,
+            1 x k.
+        ranks: "budget": those that lose least energy in all at the target. "sensitivity": alike, by the loss on
+            validation where one layer alone is factorised. "energy": each layer keeps the share `energy` of its own,
+            whatever the target. "evbmf": of those the ones that EVBMF does not take for noise.
+        energy: what each layer keeps at least where `ranks` is "energy" or "evbmf".
+        whiten: weigh errors by the second moments of activations on calibration images.
+        min_rank: the least rank of a factor.
+    """
+
+    target: float = 0.5
+    by: By = "macs"
+    method: Method | tuple[Method, ...] = "auto"
+    ranks: Ranks = "budget"
+    energy: float = 0.9
+    whiten: bool = True
+    min_rank: int = 1
+
+    def __post_init__(self) -> None:
+        check("lowrank", self.target, self.by)
+        if not self._methods or not set(self._methods) <= set(get_args(Method)):
+            raise InputError("lowrank.method", self.method, f"must be among {', '.join(get_args(Method))}")
+        if self.ranks not in get_args(Ranks):
+            raise InputError("lowrank.ranks", self.ranks, f"must be one of {', '.join(get_args(Ranks))}")
+        if not 0 < self.energy <= 1:
+            raise InputError("lowrank.energy", self.energy, "must be above 0, and 1 or below")
+        if self.min_rank < 1:
+            raise InputError("lowrank.min_rank", self.min_rank, "must be 1 or more")
+
+    def toward(self, share: float) -> LowRank:
+        """Itself: the target is a share of what comes in, so that `Repeat` takes that share anew in each round."""
+        return self
+
+    def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
+        """Raises InputError for a model that is a file, does not take the images, or whose logits are not finite."""
+        if not isinstance(model, students.Classifier):
+            raise InputError("stages", "lowrank", "must come before export: a file has no layers to factorise")
+        images = context.images().to(model.mean.device)
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        layers = [layer for layer in look(model, images, self.whiten) if self._forms(layer)]
+        chosen, refused = self._chosen(model, layers, cost_of(model, shape, self.by), context)
+        made = copy.deepcopy(model)
+        told = {}
+        for layer, (choice, weights) in zip(layers, chosen, strict=True):
+            if choice.ranks:
+                put(made, layer, choice.method, choice.ranks, weights)
+                told[layer.path] = {"method": choice.method, "rank": list(choice.ranks), "lost": choice.lost}
+        kept = {by: cost_of(made, shape, by) / cost_of(model, shape, by) for by in KINDS}
+        details = {"kept_macs": kept["macs"], "kept_params": kept["params"], "layers": told, "degenerate": refused}
+        return made.eval(), Report("lowrank", self._notes(kept[self.by], told, refused), details)
+
+    @property
+    def _methods(self) -> tuple[str, ...]:
+        return (self.method,) if isinstance(self.method, str) else tuple(self.method)
+
+    def _forms(self, layer: Layer) -> list[str]:
+        """The methods that may make something of a layer."""
+        return [name for name, form in FORMS.items() if form.suits(layer) and {name, "auto"} & set(self._methods)]
+
+    def _chosen(
+        self, model: students.Classifier, layers: Sequence[Layer], whole: int, context: Context
+    ) -> tuple[list[tuple[Choice, Sequence[Tensor]]], list[str]]:
+        """A choice for each layer and what it makes, and the layers whose CP was degenerate: without it, all is chosen
+        anew."""
+        judge = partial(harms, model, context=context) if self.ranks == "sensitivity" else None
+        options = [self._options(layer, self._forms(layer)) for layer in layers]
+        costs = judge(layers, options) if judge else None
+        made: dict[tuple[str, Choice], Sequence[Tensor]] = {}
+        refused: list[str] = []
+        while True:
+            found = self._allocated(layers, options, costs, whole)
+            before = len(refused)
+            for place, (layer, choice) in enumerate(zip(layers, found, strict=True)):
+                try:
+                    if choice.ranks and (layer.path, choice) not in made:
+                        made[layer.path, choice] = factors(layer, choice.method, choice.ranks)
+                except Degenerate:
+                    refused.append(layer.path)
+                    options[place] = self._options(layer, [name for name in self._forms(layer) if name != "cp"])
+                    if judge and costs:
+                        costs[place] = judge([layer], [options[place]])[0]
+            if len(refused) == before:
+                pairs = zip(layers, found, strict=True)
+                return [(choice, made.get((layer.path, choice), ())) for layer, choice in pairs], refused
+
+    def _options(self, layer: Layer, methods: Sequence[str]) -> list[Choice]:
+        """The ways to have a layer that are worth their cost, the one as it is first."""
+        found: list[Choice] = []
+        for name in methods:
+            cost = partial(_cost, layer, name, self.by)
+            found += choices(FORMS[name].energy(layer), cost, self.min_rank, name)
+        whole = layer.module.weight.numel() * (layer.outputs if self.by == "macs" else 1)
+        return front(whole, found)
+
+    def _allocated(
+        self,
+        layers: Sequence[Layer],
+        options: Sequence[Sequence[Choice]],
+        costs: Sequence[Sequence[float]] | None,
+        whole: int,
+    ) -> list[Choice]:
+        if self.ranks in ("energy", "evbmf"):
+            hints = [self._hints(layer) if self.ranks == "evbmf" else {} for layer in layers]
+            return [sufficient(option, self.energy, hint) for option, hint in zip(options, hints, strict=True)]
+        rest = whole - sum(option[0].cost for option in options)  # what is not up for choice
+        return allocate(options, int(self.target * whole) - rest, costs)
+
+    def _hints(self, layer: Layer) -> dict[str, tuple[int, ...]]:
+        return {name: FORMS[name].hint(layer) for name in self._forms(layer)}
+
+    def _notes(self, kept: float, told: dict[str, dict[str, Any]], refused: Sequence[str]) -> tuple[str, ...]:
+        notes = []
+        if refused:
+            notes.append(f"CP was degenerate, components that grow and cancel each other, in {', '.join(refused)}.")
+        if not told:
+            names = " or ".join(self._methods)
+            return (*notes, f"No layer that {names} could factorise is cheaper for it: the model is unchanged.")
+        worst = max(told, key=lambda path: told[path]["lost"])
+        mean = sum(layer["lost"] for layer in told.values()) / len(told)
+        of = "outputs" if self.whiten else "weights"
+        notes.append(
+            f"{len(told)} layers are factorised, at a loss of up to {mean:.0%} of the energy of their {of} on average, "
+            f"{told[worst]['lost']:.0%} in {worst}."
+        )
+        if self.ranks in ("budget", "sensitivity") and abs(kept - self.target) > TOLERANCE:
+            floor = f"every factor is at rank {self.min_rank}, the other layers do not factorise or gain nothing"
+            why = floor if kept > self.target else "the ranks of its layers allow no closer"
+            notes.append(f"{kept:.0%} of the {self.by} are kept instead of {self.target:.0%}: {why}.")
+        return tuple(notes)
+
+
+def _cost(layer: Layer, method: str, by: By, ranks: tuple[int, ...]) -> int:
+    return sum(part.weights * (part.positions if by == "macs" else 1) for part in FORMS[method].row(layer, ranks))

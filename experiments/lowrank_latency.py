@@ -1,0 +1,113 @@
+"""How much smaller and faster a net of many parameters becomes by factors, on torch and on onnxruntime.
+
+Example: python -m experiments.lowrank_latency --name tv_vgg16 --method tucker --dense 0.33 --macs 0.35
+First the fully connected layers become products by SVD, then the convolutions by another method. No weights are needed,
+since time does not depend on them; so nothing is said of accuracy.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+import compress
+from compress import Context, LowRank
+from compress.export import deployed
+from compress.lowrank.lowrank import Method
+from compress.target import KINDS, cost_of
+from experiments import cli
+from experiments.render.markdown import table
+from experiments.sweep import distance, hold, images, noise
+from kd.errors import InputError
+from kd.evaluate import Predict, inference
+from kd.fit import Fit
+from kd.loss import Objective, Term
+from kd.losses import CrossEntropy
+from students import Blueprint, zoo
+
+CLASSES = 1000  # of which large layers are part of what is published
+RUNTIMES = ("torch", "onnxruntime")
+TOLERANCE = 1e-4  # of the largest logit, between the runtimes
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """Factorise and time.
+
+    Attributes:
+        name: a timm, CIFAR or torchvision name.
+        method: for the convolutions.
+        dense: the share of the parameters that the first step keeps, which factorises fully connected layers.
+        macs: the share of the multiply-accumulates that the second step keeps, which factorises convolutions.
+        image_size: pixels a side; None: as published.
+        rounds: measurements, one after the other.
+        seconds: about how long each of them takes.
+        threads: of each runtime.
+    """
+
+    name: str = "tv_alexnet"
+    method: Method = "cp"
+    dense: float = 0.18
+    macs: float = 0.45
+    image_size: int | None = None
+    rounds: int = 5
+    seconds: float = 30.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise InputError("rounds", self.rounds, "must be 1 or more")
+
+    @property
+    def stages(self) -> tuple[LowRank, ...]:
+        """Weights that nobody trained have no directions to whiten."""
+        dense = LowRank(self.dense, by="params", method="svd", whiten=False)
+        return dense, LowRank(self.macs, by="macs", method=self.method, whiten=False)
+
+
+def compare(config: LatencyConfig) -> str:
+    """A row for the whole net and one for its factors: parameters, MACs, and how many times faster, over the rounds."""
+    torch.manual_seed(0)
+    size = config.image_size or zoo.published(config.name).image_size
+    model: nn.Module = Blueprint(config.name, CLASSES, image_size=size, normalize=((0.5,), (0.25,))).build().eval()
+    x = images(2, size)
+    shape = (3, size, size)
+    made = {"whole": model}
+    with TemporaryDirectory() as folder:
+        context = Context(noise(x), None, Path(folder), Fit(), lambda: Objective({"ce": Term(CrossEntropy())}))
+        for stage in config.stages:
+            model, _ = stage(model, context)
+        made["factors"] = model
+        forms: dict[str, Predict] = {}
+        for name, each in made.items():
+            forms[f"torch {name}"] = each
+            forms[f"onnxruntime {name}"] = file = deployed(each, x, Path(folder) / f"{name}.onnx")
+            with inference(each):
+                hold(distance(file(x), each(x)) < TOLERANCE, f"{name}: the runtimes answer otherwise")
+        measure = lambda: compress.latency(forms, shape, (1,), 5, config.threads, config.seconds)  # noqa: E731
+        rounds = [{key: told["batch1"]["p50"] for key, told in measure().items()} for _ in range(config.rounds)]
+    rows = []
+    for name, each in made.items():
+        cells = [name]
+        for by in KINDS[::-1]:
+            cost, whole = (cost_of(net, shape, by) for net in (each, made["whole"]))
+            cells.append(f"{cost / 1e6:.2f} M ({whole / cost:.2f}×)")
+        for runtime in RUNTIMES:
+            times = [found[f"{runtime} whole"] / found[f"{runtime} {name}"] for found in rounds]
+            cells.append(f"{median(times):.2f}× ({min(times):.2f} to {max(times):.2f})")
+        rows.append(cells)
+    return table(("net", "params (fewer)", "MACs (fewer)", *(f"faster on {runtime}" for runtime in RUNTIMES)), rows)
+
+
+def main(config: LatencyConfig, _: str) -> None:
+    print(compare(config))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("lowrank_latency", LatencyConfig, main))
