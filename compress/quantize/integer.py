@@ -9,13 +9,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from compress.onnx_model import OnnxModel, session_options, write
 from kd.errors import InputError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 RANGES = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
@@ -40,21 +43,19 @@ def quantized(
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     graph = onnx.load(model.path).graph
     if any("QuantizeLinear" in node.op_type for node in graph.node):
         raise InputError("stages", "Quantize", f"{model.path.name} is quantised already")
     common = {"per_channel": per_channel, "reduce_range": reduce_range, "weight_type": QuantType.QInt8}
     with TemporaryDirectory() as folder, _quiet():
-        prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "result.onnx"
+        result = Path(folder) / "result.onnx"
         try:
-            quant_pre_process(model.path, prepared, skip_symbolic_shape=True)  # it fails on some nets, and adds nothing
             if mode == "dynamic":
-                quantize_dynamic(prepared, result, **common)
+                quantize_dynamic(prepared(model.path), result, **common)
             else:
                 quantize_static(
-                    prepared,
+                    prepared(model.path),
                     result,
                     _Reader(model, images),
                     activation_type=QuantType.QUInt8,
@@ -67,6 +68,17 @@ def quantized(
         except Exception as error:  # onnxruntime raises anything on operators that it does not quantise
             raise InputError("quantize.mode", mode, f"onnxruntime cannot quantise this net so ({error})") from error
         return write(onnx.load(result), path)
+
+
+def prepared(path: Path) -> ModelProto:
+    """The graph in a file, as it is before it is quantised: with BatchNorms and constants folded."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with TemporaryDirectory() as folder, _quiet():
+        result = Path(folder) / "prepared.onnx"
+        quant_pre_process(path, result, skip_symbolic_shape=True)  # it fails on some nets, and adds nothing
+        return onnx.load(result)
 
 
 def saturates() -> bool:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from compress.artefact import ONNX, save_artefact
 from compress.export import Export
 from compress.latency import latency
-from compress.onnx_model import OnnxModel
+from compress.onnx_model import OnnxModel, write
 from compress.quantize.integer import RANGES, integer_convolutions, quantized, saturates, x86
+from compress.quantize.qat import Lesson, Source, trained
 from compress.stage import Artefact, Context, Report, check_logits
 from kd.errors import InputError
 from kd.evaluate import evaluate
@@ -27,27 +28,37 @@ class Quantize:
 
     Static quantisation fixes the range of each activation from training images and lets onnxruntime fuse whole layers
     into integer ones (Jacob et al. 2018): what convnets need. Dynamic quantisation finds the ranges as it runs: kinder
-    to transformers, slow on convolutions.
+    to transformers, slow on convolutions. Quantisation-aware training ("qat") goes on from the static file: weights and
+    ranges learn, on the integers of the runtime, what the float file answers.
 
     Attributes:
-        mode: "static", "dynamic", or "auto": of those and the float file, the smallest whose accuracy on validation, on
-            the runtime, is at most `within` points below float; of files within a quarter of its size, the fastest.
+        mode: "static", "dynamic", "qat", or "auto": of the first two and the float file, the smallest whose accuracy on
+            validation, on the runtime, is at most `within` points below float; of files within a quarter of its size,
+            the fastest.
         per_channel: a scale for each output channel of a weight.
         reduce_range: weights of 7 bits, because products of 8 bits overflow on x86 processors without VNNI;
             None: where this processor is such a one.
         calibrate: how static ranges are found: "minmax", "percentile" or "entropy". The latter two keep the
             activations of all calibration images in memory.
         within: points of accuracy that "auto" may give away.
+        epochs, lr: of the training of "qat", by AdamW.
+        source: whom it learns from: the "float" file, the "teacher", or the "reference", the model before all stages.
+        bits: of weights in "qat", 2 to 8; they are stored in bytes all the same.
     """
 
-    mode: Literal["auto", "static", "dynamic"] = "auto"
+    mode: Literal["auto", "static", "dynamic", "qat"] = "auto"
     per_channel: bool = True
     reduce_range: bool | None = None
     calibrate: Literal["minmax", "percentile", "entropy"] = "minmax"
     within: float = 1.0
+    epochs: int = 5
+    lr: float = 5e-4
+    source: Source = "float"
+    bits: int = 8
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", ("auto", "static", "dynamic")), ("calibrate", tuple(RANGES))):
+        Lesson(self.epochs, self.lr, self.source, self.bits)
+        for name, allowed in (("mode", ("auto", "static", "dynamic", "qat")), ("calibrate", tuple(RANGES))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"quantize.{name}", getattr(self, name), f"must be one of {', '.join(allowed)}")
         if not self.within >= 0:
@@ -55,14 +66,14 @@ class Quantize:
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
         """Raises InputError where the model does not fit the data, answers NaN or is quantised already."""
-        images, notes = context.images(), []
+        images, notes, learnt = context.images(), [], {}
         reduced = saturates() if self.reduce_range is None else self.reduce_range
         with TemporaryDirectory() as folder:
             work = Path(folder)
             exported = model if isinstance(model, OnnxModel) else Export().write(model, context.data, work / ONNX)
             check_logits(exported(images), context.data, exported.path.name)
             files = {"float": exported}
-            for mode in ("static", "dynamic") if self.mode == "auto" else (self.mode,):
+            for mode in {"auto": ("static", "dynamic"), "qat": ("static",)}.get(self.mode, (self.mode,)):
                 path = work / f"{mode}.onnx"
                 try:
                     files[mode] = quantized(exported, mode, images, path, self.per_channel, reduced, self.calibrate)
@@ -70,10 +81,16 @@ class Quantize:
                     if self.mode != "auto" or error.field != "quantize.mode":
                         raise
                     notes.append(f"no {mode} int8 file: {error.allowed}")
+            if self.mode == "qat":
+                lesson = Lesson(self.epochs, self.lr, self.source, min(self.bits, 7) if reduced else self.bits)
+                made, learnt, told = trained(exported.path, files["static"].path, context, lesson)
+                files["qat"] = write(made, work / "qat.onnx")
+                notes += told
             scores = _measured(files, context)
             chosen = _best(scores, self.within) if self.mode == "auto" else self.mode
             save_artefact(files[chosen], context.folder)
         details = {"chosen": chosen, "reduce_range": reduced, "calibration": len(images), "candidates": scores}
+        details |= {"qat": learnt} if learnt else {}
         report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, reduced)), details)
         return OnnxModel(context.folder / ONNX), report
 
