@@ -56,7 +56,7 @@ class _Rounded(torch.autograd.Function):
         return quantized
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         steps, quantized, scale = ctx.saved_tensors
         inside = torch.ops.aten.hardtanh_backward(gradient, steps, *ctx.limits)  # zero from the limits outwards
         if not ctx.needs_input_grad[1]:

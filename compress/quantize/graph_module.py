@@ -84,7 +84,8 @@ class GraphModule(nn.Module):
             self.register_buffer(key(name), torch.from_numpy(array.copy()), persistent=False)
         for name, code in self.codes.items():
             if code.source is not None:
-                self.register_buffer(key(name), _decoded(arrays, code), persistent=False)
+                value = _decoded(arrays[code.source], arrays[code.scale], code)
+                self.register_buffer(key(name), value, persistent=False)
         self._nodes = _nodes(model, aliases, self.codes)
         self._output = aliases.get(model.graph.output[0].name, model.graph.output[0].name)
         self._features, self._cut = self._classifier()
@@ -124,7 +125,7 @@ class GraphModule(nn.Module):
 
     def constants(self) -> dict[str, Tensor]:
         """All of them by name."""
-        return {name: self._buffers[key(name)] for name in self._names}
+        return {name: self.get_buffer(key(name)) for name in self._names}
 
     def _run(self, nodes: Sequence[Node], given: str, value: Tensor, wanted: str) -> Tensor:
         values: dict[str, Tensor] = {given: value}
@@ -201,9 +202,9 @@ def _code(node: NodeProto, arrays: Mapping[str, Any]) -> Code:
     return Code(node.input[1], limits.min - zero, limits.max - zero, zero, axis if many else None, source)
 
 
-def _decoded(arrays: Mapping[str, Any], code: Code) -> Tensor:
-    integers, scale = (torch.from_numpy(np.array(arrays[name])) for name in (code.source, code.scale))
-    return (integers.float() - code.zero) * along(scale, code.axis, integers)
+def _decoded(whole: np.ndarray, scale: np.ndarray, code: Code) -> Tensor:
+    integers = torch.from_numpy(whole.copy())
+    return (integers.float() - code.zero) * along(torch.from_numpy(np.array(scale)), code.axis, integers)
 
 
 def _nodes(model: ModelProto, aliases: Mapping[str, str], codes: Mapping[str, Code]) -> list[Node]:

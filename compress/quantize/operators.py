@@ -126,7 +126,8 @@ def _max_pool(
 ) -> Tensor:
     _only("MaxPool", auto_pad=auto_pad)
     x, ends = _spatial(x, pads, -torch.inf)
-    return F.max_pool2d(x, kernel_shape, strides or 1, ends, dilations or 1, bool(ceil_mode))  # type: ignore[arg-type]
+    step, gaps = list(strides or [1, 1]), list(dilations or [1, 1])
+    return F.max_pool2d(x, list(kernel_shape), step, ends, gaps, bool(ceil_mode))
 
 
 def _average_pool(
@@ -143,7 +144,8 @@ def _average_pool(
     ends = list(pads or [0, 0, 0, 0])
     if ends[:2] != ends[2:]:
         raise NotImplementedError("AveragePool with another padding at the end than at the beginning")
-    return F.avg_pool2d(x, kernel_shape, strides or 1, ends[:2], bool(ceil_mode), bool(count_include_pad))  # type: ignore[arg-type]
+    step = list(strides or [1, 1])
+    return F.avg_pool2d(x, list(kernel_shape), step, ends[:2], bool(ceil_mode), bool(count_include_pad))
 
 
 def _only(name: str, auto_pad: str) -> None:

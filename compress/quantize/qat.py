@@ -147,14 +147,10 @@ class FakeQuantized(GraphModule):
         return 2 * size.mean(others) / code.high**0.5
 
     def _start(self, name: str) -> Tensor:
-        value = self._buffers[key(name)]
-        assert value is not None
-        return value
+        return self.get_buffer(key(name))
 
     def _now(self, name: str) -> Tensor:
-        value = self._parameters[key(name)]
-        assert value is not None
-        return value.detach()
+        return self.get_parameter(key(name)).detach()
 
     def _train(self, name: str, value: Tensor) -> None:
         """Make a parameter of a constant."""

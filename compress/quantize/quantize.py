@@ -19,6 +19,12 @@ from kd.evaluate import evaluate
 
 Scores = dict[str, dict[str, Any]]
 _SECONDS = 4.0  # of latency measurements
+_FORMS: dict[str, tuple[Literal["static", "dynamic"], ...]] = {
+    "auto": ("static", "dynamic"),
+    "static": ("static",),
+    "dynamic": ("dynamic",),
+    "qat": ("static",),
+}
 _ALIKE = 1.25  # file sizes within this factor count as the same
 
 
@@ -66,14 +72,14 @@ class Quantize:
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
         """Raises InputError where the model does not fit the data, answers NaN or is quantised already."""
-        images, notes, learnt = context.images(), [], {}
+        images, notes = context.images(), []
         reduced = saturates() if self.reduce_range is None else self.reduce_range
         with TemporaryDirectory() as folder:
             work = Path(folder)
             exported = model if isinstance(model, OnnxModel) else Export().write(model, context.data, work / ONNX)
             check_logits(exported(images), context.data, exported.path.name)
-            files = {"float": exported}
-            for mode in {"auto": ("static", "dynamic"), "qat": ("static",)}.get(self.mode, (self.mode,)):
+            files, figures = {"float": exported}, dict[str, Any]()
+            for mode in _FORMS[self.mode]:
                 path = work / f"{mode}.onnx"
                 try:
                     files[mode] = quantized(exported, mode, images, path, self.per_channel, reduced, self.calibrate)
@@ -83,14 +89,14 @@ class Quantize:
                     notes.append(f"no {mode} int8 file: {error.allowed}")
             if self.mode == "qat":
                 lesson = Lesson(self.epochs, self.lr, self.source, min(self.bits, 7) if reduced else self.bits)
-                made, learnt, told = trained(exported.path, files["static"].path, context, lesson)
+                made, figures["qat"], told = trained(exported.path, files["static"].path, context, lesson)
                 files["qat"] = write(made, work / "qat.onnx")
                 notes += told
             scores = _measured(files, context)
             chosen = _best(scores, self.within) if self.mode == "auto" else self.mode
             save_artefact(files[chosen], context.folder)
         details = {"chosen": chosen, "reduce_range": reduced, "calibration": len(images), "candidates": scores}
-        details |= {"qat": learnt} if learnt else {}
+        details |= figures
         report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, reduced)), details)
         return OnnxModel(context.folder / ONNX), report
 
