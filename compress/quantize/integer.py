@@ -25,7 +25,7 @@ from compress.quantize.weights import Settled, settle, settled
 from kd.errors import InputError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 _FLOAT = ("InstanceNormalization",)
 """What runs in float anyhow; copies of biases that they share may get a name that is taken."""
@@ -51,6 +51,9 @@ class Ready:
 
     Raises InputError for one that is quantised already, that does not take the images, or (field `quantize.mode`)
     that onnxruntime cannot prepare.
+
+    Attributes:
+        graph: which answers as the model does, in float, with its constants folded.
     """
 
     def __init__(self, model: OnnxModel, images: Tensor, scheme: Scheme) -> None:
@@ -61,10 +64,10 @@ class Ready:
         if tuple(images.shape[1:]) != model.image_shape:
             raise InputError("calibration", tuple(images.shape), f"{model.path.name} takes {model.image_shape}")
         self.images, self.scheme = images, scheme
-        net = Net(_prepared(model.path))
+        net = Net(prepared(model.path))
         if scheme.equalize:
             equalize(net, images)
-        self._model = net.model
+        self.graph = net.model
 
     @cached_property
     def net(self) -> Net:
@@ -73,11 +76,11 @@ class Ready:
 
     @cached_property
     def _settled(self) -> Settled:
-        return settled(Net(self._model), self.images, self.scheme)
+        return settled(Net(self.graph), self.images, self.scheme)
 
     def _net(self, found: Settled) -> Net:
         """A copy with these weights."""
-        net = Net(_copy(self._model))
+        net = Net(_copy(self.graph))
         settle(net, found)
         return net
 
@@ -87,7 +90,11 @@ class Ready:
         return ranges(self.net, self.net.floats, self.images, self.scheme.calibrate)
 
     def static(self, path: Path, keep: Sequence[str] = (), only: Sequence[str] = ()) -> OnnxModel:
-        """The file whose ranges are fixed: the layers named in `keep` stay in float; `only` those become integers."""
+        """The file of `coded`."""
+        return written(self.coded(keep, only), path)
+
+    def coded(self, keep: Sequence[str] = (), only: Sequence[str] = ()) -> ModelProto:
+        """The graph whose ranges are fixed: the layers named in `keep` stay in float; `only` those become integers."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -98,7 +105,7 @@ class Ready:
             for name, (low, high) in self.ranges.items()
         }
         part = {name: new for name, new in self._settled.items() if name not in keep and (not only or name in only)}
-        excluded = [node.name for node in self.net.model.graph.node if node.op_type in _FLOAT]
+        excluded = [node.name for node in self.graph.graph.node if node.op_type in _FLOAT]
         with _told("static"), _quiet():
             quantizer = QDQQuantizer(
                 self._net(part).model,
@@ -114,7 +121,8 @@ class Ready:
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
-            return _written(quantizer.model.model, path)
+        _shield(quantizer.model.model.graph, keep)
+        return quantizer.model.model
 
     def dynamic(self, path: Path) -> OnnxModel:
         """The file that finds the ranges of activations as it runs."""
@@ -122,7 +130,7 @@ class Ready:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         # onnxruntime gives the channels of a convolution one scale
-        net = self._net(settled(Net(self._model), self.images, self.scheme, together="Conv"))
+        net = self._net(settled(Net(self.graph), self.images, self.scheme, together="Conv"))
         with TemporaryDirectory() as folder, _told("dynamic"), _quiet():
             result = Path(folder) / "result.onnx"
             quantize_dynamic(
@@ -132,18 +140,36 @@ class Ready:
                 reduce_range=self.scheme.reduced,
                 weight_type=QuantType.QInt8,
             )
-            return _written(onnx.load(result), path)
+            return written(onnx.load(result), path)
 
 
-def _prepared(path: Path) -> ModelProto:
-    """The graph with BatchNorms and constants folded and the types of its tensors inferred."""
+def prepared(path: Path) -> ModelProto:
+    """The graph in a file with BatchNorms and constants folded and the types of its tensors inferred."""
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with TemporaryDirectory() as folder, _told("static"), _quiet():
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(path, prepared, skip_symbolic_shape=True)  # symbolic: fails on some nets, and adds nothing
-        return onnx.load(prepared)
+        result = Path(folder) / "prepared.onnx"
+        quant_pre_process(path, result, skip_symbolic_shape=True)  # symbolic: fails on some nets, and adds nothing
+        return onnx.load(result)
+
+
+def written(model: ModelProto, path: Path) -> OnnxModel:
+    """A file of what is quantised, in as few bytes as leave its answers alone."""
+    compact(model)
+    return write(model, path)
+
+
+def _shield(graph: GraphProto, names: Sequence[str]) -> None:
+    """Sum what these layers answer, alone: as it loads a file, onnxruntime makes integers of float weights, too, whose
+    layer stands right between integers, and it takes identities away, but no sums."""
+    from onnx import helper
+
+    for node in list(graph.node):
+        if node.name in names:
+            (output,) = node.output
+            node.output[0] = f"{output}.float"
+            graph.node.insert(list(graph.node).index(node) + 1, helper.make_node("Sum", [*node.output], [output]))
 
 
 def _copy(model: ModelProto) -> ModelProto:
@@ -152,11 +178,6 @@ def _copy(model: ModelProto) -> ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(model)
     return made
-
-
-def _written(model: ModelProto, path: Path) -> OnnxModel:
-    compact(model)
-    return write(model, path)
 
 
 def integer_convolutions(path: Path) -> tuple[int, int]:

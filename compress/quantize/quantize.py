@@ -12,7 +12,8 @@ from compress.export import Export
 from compress.latency import latency
 from compress.onnx_model import OnnxModel
 from compress.quantize.damage import damage
-from compress.quantize.integer import Ready, integer_convolutions
+from compress.quantize.integer import Ready, integer_convolutions, written
+from compress.quantize.qat import Lesson, Source, trained
 from compress.quantize.scheme import Scheme, x86
 from compress.stage import Artefact, Context, Report, check_logits
 from kd.errors import InputError
@@ -23,7 +24,12 @@ _SECONDS = 4.0  # of latency measurements
 _ALIKE = 1.25  # file sizes within this factor count as the same
 _SLOWER = 1.1  # times float's latency: what differs by less may be chance
 _SHARE = 8  # of how many layers "mixed" leaves one in float where it is not said
-_FORMS = {"auto": ("static", "dynamic", "mixed"), "static": ("static",), "dynamic": ("dynamic",)}
+_FORMS = {
+    "auto": ("static", "dynamic", "mixed"),
+    "static": ("static",),
+    "dynamic": ("dynamic",),
+    "qat": ("static", "qat"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,16 +38,20 @@ class Quantize(Scheme):
 
     Static quantisation fixes the range of each activation from training images and lets onnxruntime fuse whole layers
     into integer ones (Jacob et al. 2018): what convnets need. Dynamic quantisation finds the ranges as it runs: kinder
-    to transformers, slow on convolutions. Files are written in as few bytes as leave their answers alone.
+    to transformers, slow on convolutions. Quantisation-aware training ("qat") goes on from the static file: weights and
+    ranges learn, on the integers of the runtime, what the float file answers. Files are written in as few bytes as
+    leave their answers alone.
 
     Attributes:
-        mode: "static", "dynamic", or "auto": of those, "mixed" (static with the worst layers in float) and the float
-            file, the smallest whose accuracy on validation, on the runtime, is at most `within` points below float and
-            that is not slower than float; of files within a quarter of its size, the fastest.
-        keep_float: how many layers stay in float in a static file, those which alone in integers change the answers
-            most; onnxruntime may yet make integers of a weight whose layer stands between integers, as it loads the
-            file, so count them in the report. With "auto" they are those of "mixed"; 0: an eighth of the layers there.
+        mode: "static", "dynamic", "qat", or "auto": of the first two, "mixed" (static with the worst layers in float)
+            and the float file, the smallest whose accuracy on validation, on the runtime, is at most `within` points
+            below float and that is not slower than float; of files within a quarter of its size, the fastest.
+        keep_float: how many layers stay in float in a static or "qat" file, those which alone in integers change the
+            answers most. With "auto" they are those of "mixed"; 0: an eighth of the layers there.
         within: points of accuracy that "auto" may give away.
+        epochs, lr: of the training of "qat", by AdamW.
+        source: whom it learns from: the "float" file, the "teacher", or the "reference", the model before all stages.
+        bits: of weights in "qat", 2 to 8; they are stored in bytes all the same.
         per_channel: a scale for each output channel of a weight.
         reduce_range: weights of 7 bits, because products of 8 bits overflow on x86 processors without VNNI;
             None: where this processor is such a one.
@@ -51,12 +61,17 @@ class Quantize(Scheme):
         rounding: of weights, "nearest", or "learned" so that the layer's outputs change least.
     """
 
-    mode: Literal["auto", "static", "dynamic"] = "auto"
+    mode: Literal["auto", "static", "dynamic", "qat"] = "auto"
     keep_float: int = 0
     within: float = 1.0
+    epochs: int = 5
+    lr: float = 5e-4
+    source: Source = "float"
+    bits: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Lesson(self.epochs, self.lr, self.source, self.bits)
         if self.mode not in _FORMS:
             raise InputError("quantize.mode", self.mode, f"must be one of {', '.join(_FORMS)}")
         if self.keep_float < 0 or (self.keep_float and self.mode == "dynamic"):
@@ -71,14 +86,20 @@ class Quantize(Scheme):
             work = Path(folder)
             exported = model if isinstance(model, OnnxModel) else Export().write(model, context.data, work / ONNX)
             check_logits(exported(images), context.data, exported.path.name)
-            files, kept = {"float": exported}, dict[str, float]()
+            files, kept, learnt = {"float": exported}, dict[str, float](), dict[str, Any]()
             ready = Ready(exported, images, self)
             for form in _FORMS[self.mode]:
                 path = work / f"{form}.onnx"
                 try:
-                    if form == "mixed" or (form == "static" and self.mode == "static"):
+                    if form == "mixed" or (form == "static" and self.mode != "auto"):
                         kept = self._worst(ready, exported)
-                    files[form] = ready.dynamic(path) if form == "dynamic" else ready.static(path, [*kept])
+                    if form == "qat":
+                        lesson = Lesson(self.epochs, self.lr, self.source, min(self.bits, 7 if self.reduced else 8))
+                        made, learnt["qat"], told = trained(ready.graph, ready.coded([*kept]), context, lesson)
+                        files[form] = written(made, path)
+                        notes += told
+                    else:
+                        files[form] = ready.dynamic(path) if form == "dynamic" else ready.static(path, [*kept])
                 except InputError as error:
                     if self.mode != "auto" or error.field != "quantize.mode":
                         raise
@@ -87,9 +108,10 @@ class Quantize(Scheme):
             chosen = _best(scores, self.within) if self.mode == "auto" else self.mode
             save_artefact(files[chosen], context.folder)
         details = {"chosen": chosen, "reduce_range": self.reduced, "calibration": len(images), "candidates": scores}
+        details |= learnt
         if kept:
             details["kept_float"] = kept
-            if chosen == ("mixed" if self.mode == "auto" else "static"):
+            if chosen in ("mixed", self.mode):
                 notes.append(f"left in float, because they change the answers most: {', '.join(kept)}")
         report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, self.reduced)), details)
         return OnnxModel(context.folder / ONNX), report

@@ -76,8 +76,8 @@ def learned(rows: Tensor, step: Tensor, most: int, moments: Tensor) -> Tensor:
 
     A row's squared error is d M d, where d is what rounding adds to it and M the second moments of what it meets
     (Nagel et al., Up or down? Adaptive rounding, 2020, eq. 13). The paper relaxes each choice to a number that it
-    trains. Here the weight whose turning helps most is turned, in all rows at once, until none helps: the error ends
-    lower, hundreds of times sooner (EXPERIMENTS.md), and never above that of rounding to the nearest.
+    trains. Here the weight whose turning helps most is turned, in all rows at once, until none helps: the error never
+    ends above that of rounding to the nearest.
 
     Args:
         rows: (out, fan in), the rows of a group next to each other.

@@ -1,0 +1,207 @@
+"""Quantisation-aware training: a statically quantised file learns, with its integers, what the float file knows.
+
+What trains is the file itself, run by torch: the rounding sits where that of the runtime sits, on the same numbers. So
+what is validated is what is deployed, and whatever onnxruntime fuses in the one file it fuses in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from compress.quantize.fake import along, integers
+from compress.quantize.graph_module import PRODUCTS, Code, GraphModule, key
+from compress.recover import lessons
+from compress.stage import Context
+from kd.errors import InputError
+from kd.evaluate import evaluate
+from kd.fit import fit
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Source = Literal["float", "teacher", "reference"]
+_LIMITS = {8: 127, 7: 64}  # of onnxruntime's weights, the second where their range is reduced
+_INT32 = 2.0**31 - 1
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a quantised file is trained.
+
+    Attributes:
+        epochs, lr: of the training, which is AdamW's: the channels of folded weights differ in size by far, and with
+            them the gradients, which plain descent follows too far in some and not at all in others.
+        source: whom it learns from: the "float" file, the context's "teacher", or the "reference" before all stages.
+        bits: of weights, 2 to 8, 7 where the range is reduced. They are stored in bytes all the same.
+    """
+
+    epochs: int = 5
+    lr: float = 5e-4
+    source: Source = "float"
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.source not in get_args(Source):
+            raise InputError("quantize.source", self.source, f"must be one of {', '.join(get_args(Source))}")
+        if self.bits not in range(2, 9):
+            raise InputError("quantize.bits", self.bits, "must be 2 to 8")
+        for name in ("epochs", "lr"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"quantize.{name}", getattr(self, name), "must be above 0")
+
+
+class FakeQuantized(GraphModule):
+    """A statically quantised file as a module whose weights, biases and scales train, as `integers` of the runtime.
+
+    Zero points stay as they are, so do constants of one element and what a BatchNorm reads.
+
+    Args:
+        coded: as `compress.quantize.integer.Ready` makes it.
+        floats: weights before they were rounded, by name; those missing, or rounded elsewhere than to the nearest
+            integer, start from the integers.
+        bits: of weights: those of `coded`, 7 or 8, or fewer.
+    """
+
+    def __init__(self, coded: ModelProto, floats: Mapping[str, Tensor], bits: int = 8) -> None:
+        super().__init__(coded)
+        self._file = coded
+        norms = {name for node in self._nodes if node.operator == "BatchNormalization" for name in node.inputs[1:]}
+        lone = {name for name, code in self.codes.items() if code.source and self._start(name).numel() == 1}
+        self.codes = {name: _narrowed(code, bits) for name, code in self.codes.items() if name not in norms | lone}
+        self._biases = self._sums()
+        sources = {name: code for name, code in self.codes.items() if code.source is not None}
+        values = {name: self._unrounded(name, code, floats) for name, code in sources.items()}
+        self._scales: set[str] = set()
+        for name, code in self.codes.items():
+            if code.source is not None:
+                self._train(name, values[name])
+            if name not in self._biases and code.scale not in self._scales:
+                self._scales.add(code.scale)
+                fewer = code.source is not None and code.high < min(_LIMITS.values())
+                self._train(code.scale, self._step(name, code) if fewer else self._start(code.scale))
+        read = {name for node in self._nodes if node.operator in PRODUCTS for name in node.inputs[1:]}
+        self._plain = sorted(name for name in read if key(name) in self._buffers and self._start(name).numel() > 1)
+        for name in self._plain:  # products in float, and biases that they add in float
+            self._train(name, self._start(name))
+
+    def constant(self, name: str) -> Tensor | None:
+        """Weights as their integers stand for them; biases as they are, for their steps are too fine to matter."""
+        value = self._parameters.get(key(name))
+        if value is None:
+            return super().constant(name)
+        if name in self._scales:
+            return value.abs()
+        if name not in self.codes or name in self._biases:
+            return value
+        code, scale = self.codes[name], self.constant(self.codes[name].scale)
+        assert scale is not None
+        return code.rounded(value, scale)
+
+    @torch.no_grad()
+    def coded(self) -> ModelProto:
+        """The file, with what was learnt."""
+        from onnx import ModelProto, numpy_helper
+
+        model, learnt = ModelProto(), self._learnt()
+        model.CopyFrom(self._file)
+        for tensor in model.graph.initializer:
+            if tensor.name in learnt:
+                before = numpy_helper.to_array(tensor)
+                value = learnt[tensor.name].cpu().numpy().reshape(before.shape).astype(before.dtype)
+                tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+        return model
+
+    def _learnt(self) -> dict[str, Tensor]:
+        """Initialisers of the file by name."""
+        values = {name: self._now(name).abs() for name in self._scales} | {n: self._now(n) for n in self._plain}
+        for name, (left, right) in self._biases.items():  # beside tiny weights a bias would need more than 32 bits
+            least = (self._now(name).abs() / (values[left] * _INT32)).view(-1)
+            values[right] = values[right].maximum(least if values[right].dim() else least.max())
+        for name, code in self.codes.items():
+            value = self._now(name) if code.source is not None else None
+            if name in self._biases:
+                left, right = self._biases[name]
+                values[code.scale] = values[left] * values[right]
+                value = self._now(name).double()
+            if value is not None and code.source is not None:
+                whole = integers(value, values[code.scale].to(value), code.low, code.high, code.axis)
+                values[code.source] = whole + code.zero
+        return values
+
+    def _sums(self) -> dict[str, tuple[str, str]]:
+        """For each bias of 32 bits the names of the scales of the factors of the product that it is added to."""
+        return {
+            bias: (self.codes[left].scale, self.codes[right].scale)
+            for left, right, bias in (node.inputs[:3] for node in self._nodes if len(node.inputs) > 2)
+            if bias in self.codes and self.codes[bias].high == _INT32
+        }
+
+    def _step(self, name: str, code: Code) -> Tensor:
+        """Where the scale of few bits starts (Esser et al. 2020, section 2.1)."""
+        size = self._now(name).abs()
+        others = [place for place in range(size.dim()) if code.axis is None or place != code.axis % size.dim()]
+        return 2 * size.mean(others) / code.high**0.5
+
+    def _unrounded(self, name: str, code: Code, floats: Mapping[str, Tensor]) -> Tensor:
+        """What was rounded to the integers; where something else was, the integers."""
+        assert code.source is not None
+        start = self._start(name)
+        value, step = floats.get(code.source.removesuffix("_quantized"), start), self._start(code.scale)
+        half = along(step, code.axis, start) / 2 + torch.finfo(start.dtype).eps * start.abs()  # of integers of 32 bits
+        return torch.where((value - start).abs() <= half, value, start)
+
+    def _start(self, name: str) -> Tensor:
+        return self.get_buffer(key(name))
+
+    def _now(self, name: str) -> Tensor:
+        return self.get_parameter(key(name)).detach()
+
+    def _train(self, name: str, value: Tensor) -> None:
+        """Make a parameter of a constant."""
+        delattr(self, key(name))
+        self.register_parameter(key(name), nn.Parameter(value.detach().clone()))
+
+
+def _narrowed(code: Code, bits: int) -> Code:
+    """Signed weights, of which there is one negative integer more than positive ones, in so many bits."""
+    if code.source is None or code.high != 127:
+        return code
+    limit = _LIMITS.get(bits, 2 ** (bits - 1) - 1)
+    return replace(code, low=-limit, high=limit)
+
+
+def trained(
+    model: ModelProto, static: ModelProto, context: Context, lesson: Lesson
+) -> tuple[ModelProto, dict[str, Any], list[str]]:
+    """What becomes of a statically quantised file as it trains; also figures for a report, and what is to be said.
+
+    What comes out is never worse on validation than what came in. In `context.folder` a training that was killed goes
+    on.
+
+    Args:
+        model: the float graph, its constants folded.
+        static: the same quantised, with weights of as many bits as `lesson` says, or more.
+
+    Raises:
+        InputError: (field `quantize.mode`) the graph has an operator that has no gradient here.
+    """
+    teacher, data = GraphModule(model), context.data
+    student = FakeQuantized(static, teacher.constants(), lesson.bits)
+    untrained = student.coded()
+    before = evaluate(student, data.evaluation("val")).top1
+    if lesson.source == "float":
+        regime, notes = lessons(student, replace(context, reference=teacher), "reference")
+    else:
+        regime, notes = lessons(student, context, lesson.source)
+    schedule = replace(context.fit, epochs=lesson.epochs, lr=lesson.lr, optimizer="adamw", warmup_epochs=0)
+    history = fit(regime, data, schedule, context.folder, context.accelerator, label="qat")
+    details = {"top1_before": before, "top1_after": max(before, history.best_top1), "curve": history.epochs}
+    if history.best_top1 < before:
+        notes.append(f"Training only reached {history.best_top1:.2f}% of {before:.2f}% on validation: undone.")
+        return untrained, details, notes
+    return student.coded(), details, notes
