@@ -43,9 +43,10 @@ class Quantize(Scheme):
     leave their answers alone.
 
     Attributes:
-        mode: "static", "dynamic", "qat", or "auto": of the first two, "mixed" (static with the worst layers in float)
-            and the float file, the smallest whose accuracy on validation, on the runtime, is at most `within` points
-            below float and that is not slower than float; of files within a quarter of its size, the fastest.
+        mode: "static", "dynamic", "qat", or "auto": of the first two and the float file, the smallest whose accuracy on
+            validation, on the runtime, is at most `within` points below float and that is not slower than float; of
+            files within a quarter of its size, the fastest. Where the static one is worse than that, "mixed", the same
+            with the worst layers in float, is made and compared, too.
         keep_float: how many layers stay in float in a static or "qat" file, those which alone in integers change the
             answers most. With "auto" they are those of "mixed"; 0: an eighth of the layers there.
         within: points of accuracy that "auto" may give away.
@@ -89,6 +90,8 @@ class Quantize(Scheme):
             files, kept, learnt = {"float": exported}, dict[str, float](), dict[str, Any]()
             ready = Ready(exported, images, self)
             for form in _FORMS[self.mode]:
+                if form == "mixed" and not self._hurts(files, context):
+                    continue
                 path = work / f"{form}.onnx"
                 try:
                     if form == "mixed" or (form == "static" and self.mode != "auto"):
@@ -115,6 +118,13 @@ class Quantize(Scheme):
                 notes.append(f"left in float, because they change the answers most: {', '.join(kept)}")
         report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, self.reduced)), details)
         return OnnxModel(context.folder / ONNX), report
+
+    def _hurts(self, files: dict[str, OnnxModel], context: Context) -> bool:
+        """Whether a static file costs more accuracy than may be given away: finding layers to spare takes time."""
+        if "static" not in files:
+            return False
+        before, after = (evaluate(files[name], context.data.evaluation("val")).top1 for name in ("float", "static"))
+        return after < before - self.within
 
     def _worst(self, ready: Ready, exported: OnnxModel) -> dict[str, float]:
         """The layers that stay in float, and what they do to the answers in integers, in nats."""

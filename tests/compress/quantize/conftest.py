@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import nn
 
 from compress.quantize.net import Net
 
@@ -23,3 +26,16 @@ def make_net() -> Callable[..., Net]:
         return Net(onnx.shape_inference.infer_shapes(model, strict_mode=True))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def uneven(trained: nn.Module) -> nn.Module:
+    """The same function as `trained`, of which one channel in each stage is so large that eight bits leave the others a
+    few."""
+    made = copy.deepcopy(trained)
+    with torch.no_grad():
+        for block in (made.net.get_submodule(f"layer{stage}.0") for stage in (1, 2, 3)):
+            block.bn1.weight[0] *= 200
+            block.bn1.bias[0] *= 200
+            block.conv2.weight[:, 0] /= 200
+    return made

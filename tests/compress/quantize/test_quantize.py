@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -40,10 +41,27 @@ def test_static_keeps_accuracy_and_sheds_bytes(exported, context, digits, tmp_pa
 def test_auto_reports_all_and_spares_the_slow_one(trained, context):
     """A module is exported first; dynamic convolutions are many times slower and hardly smaller."""
     small, report = Quantize()(trained, context(calibration=32))
-    assert set(report.details["candidates"]) == {"float", "static", "dynamic", "mixed"}
-    assert report.details["chosen"] in ("static", "mixed")
+    assert set(report.details["candidates"]) == {"float", "static", "dynamic"}
+    assert report.details["chosen"] == _best(report.details["candidates"], within=1.0) != "dynamic"
     assert report.details["calibration"] == 32
     assert small.macs > 0
+
+
+def test_auto_spares_the_worst_layers_where_static_costs_too_much(trained, context):
+    """Weights for a channel that is always zero leave few integers to the others."""
+    model = copy.deepcopy(trained)
+    blocks = [model.net.get_submodule(f"layer{stage}.0") for stage in (1, 2)]
+    with torch.no_grad():
+        for block in blocks:
+            block.bn1.weight[0], block.bn1.bias[0] = 0, 0
+            block.conv2.weight[:, 0] = 300
+    _, report = Quantize()(model, context())
+    scores, kept = report.details["candidates"], report.details["kept_float"]
+    assert scores["float"]["top1_val"] > 70
+    assert scores["static"]["top1_val"] < scores["float"]["top1_val"] - 20
+    assert scores["mixed"]["top1_val"] > scores["float"]["top1_val"] - 2
+    assert scores["static"]["integer_convolutions"] - scores["mixed"]["integer_convolutions"] == len(kept) == 2
+    assert report.details["chosen"] not in ("static", "dynamic")
 
 
 def test_auto_goes_on_without_a_form_that_cannot_be_had_but_a_wish_for_it_is_refused(
