@@ -1,7 +1,10 @@
 """Stages that make a trained model smaller, and the measures that say by how much."""
 
 from compress.artefact import load_artefact, save_artefact
+from compress.cluster import Cluster
+from compress.coded_model import CodedModel
 from compress.cost import Cost, measure
+from compress.encode import Encode
 from compress.export import Export
 from compress.latency import latency
 from compress.lowrank import LowRank
@@ -15,8 +18,11 @@ from compress.stage import Artefact, Context, Report, Stage
 
 __all__ = [
     "Artefact",
+    "Cluster",
+    "CodedModel",
     "Context",
     "Cost",
+    "Encode",
     "Export",
     "LowRank",
     "OnnxModel",

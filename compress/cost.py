@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import students
+from compress.coded_model import CodedModel
 from compress.onnx_graph import count
 from compress.onnx_model import OnnxModel
 from kd.evaluate import inference
@@ -45,8 +46,8 @@ def measure(model: nn.Module | OnnxModel, image_shape: tuple[int, int, int]) -> 
     """The cost of a model for (C, H, W) images.
 
     A module counts its parameters (no buffers, shared ones once), an ONNX file its initialisers: see
-    `compress.onnx_graph.count`. The files of a module are those that `students.save` writes, or its weights alone
-    where it is no Classifier.
+    `compress.onnx_graph.count`, a coded file those that it is decoded to. The files of a module are those that
+    `students.save` writes, or its weights alone where it is no Classifier.
     """
     if isinstance(model, OnnxModel):
         return Cost(*count(model.path), model.path.stat().st_size)
@@ -118,6 +119,8 @@ def plain_attention() -> Iterator[None]:
 
 
 def _file_bytes(model: nn.Module) -> int:
+    if isinstance(model, CodedModel):
+        return model.path.stat().st_size
     if not isinstance(model, students.Classifier):
         return len(safetensors_bytes({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
     with TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Score any artefact, a model folder or an ONNX file, on one split, on the runtime that runs it.
+"""Score any artefact, a model folder, an ONNX file or a coded one, on one split, on the runtime that runs it.
 
 Example: python -m experiments.evaluate --model runs/digits/stages/06-quantize --data.source digits --split test
 """
@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import teachers
-from compress import Artefact, OnnxModel, load_artefact, measure
+from compress import Artefact, CodedModel, OnnxModel, load_artefact, measure
 from experiments import cli
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
 from kd.errors import InputError
 from kd.evaluate import evaluate
+
+_FILES: dict[str, Callable[[Path], Artefact]] = {".onnx": OnnxModel, ".coded": CodedModel}
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class EvaluateConfig:
     """Score one artefact.
 
     Attributes:
-        model: a model folder or a .onnx file.
+        model: a model folder, or a .onnx or .coded file.
         data: what it is scored on.
         split: which part of it.
     """
@@ -37,7 +40,7 @@ class EvaluateConfig:
 
 def opened(path: Path, data: Data) -> Artefact:
     """The artefact as it meets this data: images are adapted to one that works at another resolution, or in colour."""
-    model = OnnxModel(path) if path.suffix == ".onnx" else load_artefact(path)
+    model = _FILES.get(path.suffix, load_artefact)(path)
     plan = getattr(model, "blueprint", None)
     if plan is None or (plan.in_chans, plan.image_size, plan.image_size) == data.facts.image_shape:
         return model

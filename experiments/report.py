@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from compress import Artefact, Export, OnnxModel, latency
+from compress import Artefact, CodedModel, Export, OnnxModel, latency
 from compress import measure as measure_cost
 from experiments import cli
 from experiments.evaluate import opened
@@ -121,7 +121,7 @@ def show(out: Path) -> None:
 
 
 def _has_artefact(folder: Path) -> bool:
-    return (folder / "model.onnx").exists() or (folder / "model.safetensors").exists()
+    return any((folder / name).exists() for name in ("model.onnx", "model.coded", "model.safetensors"))
 
 
 def _deployed(artefact: Artefact, name: str, out: Path, data: Data) -> OnnxModel:
@@ -145,7 +145,7 @@ def _row(step: dict[str, Any], artefact: Artefact, models: Any, said: Any, times
         "agreement": test.agreement,
         "ece_test": test.ece,
         **asdict(cost),
-        "file_bytes": models[name].path.stat().st_size,
+        "file_bytes": cost.file_bytes if isinstance(artefact, CodedModel) else models[name].path.stat().st_size,
         "latency_ms": times[name],
         "seconds": step["seconds"],
         "notes": list(step["notes"]),
