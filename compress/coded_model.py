@@ -55,7 +55,7 @@ def write(model: students.Classifier, path: Path, coder: Coder = "zstd") -> list
 
     Raises InputError where the range coder is asked for but not installed.
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in model.net.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in sorted(model.net.state_dict().items())}
     tensors = [coded(name, tensor, coder) for name, tensor in state.items()]
     header = {
         "blueprint": json.loads(model.blueprint.to_json()),

@@ -133,6 +133,8 @@ def _gaps(there: Array) -> Array:
 def _places(form: str, stream: Array, entries: int) -> Array:
     """The indices of entries that are not zero, in order."""
     if form == "mask":
+        if len(stream) != -(-entries // 8):
+            raise ValueError(f"a mask of {len(stream)} bytes for {entries} entries")
         return np.flatnonzero(np.unpackbits(stream, count=entries))
     steps = stream.astype(np.int64) + (stream < _RUN)
     return np.cumsum(steps)[stream < _RUN] - 1
@@ -151,5 +153,7 @@ def _joined(indices: Array, bits: int) -> Array:
 
 
 def _apart(stream: Array, bits: int, count: int) -> Array:
+    if len(stream) != -(-count * bits // 8):
+        raise ValueError(f"{len(stream)} bytes for {count} indices of {bits} bits")
     shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
     return (stream[:, None] >> shifts & np.uint8(2**bits - 1)).reshape(-1)[:count]

@@ -44,9 +44,10 @@ class Encode:
 
 
 def told(tensors: Sequence[Coded], file_bytes: int) -> dict[str, Any]:
-    """What a file of these tensors came to, as JSON: bytes in all, and of each tensor that is clustered or sparse."""
+    """What a file of these tensors came to, as JSON: bytes in all, and of each weight that is clustered or sparse."""
     whole = sum(each.plain for each in tensors)
-    layers = {each.record["name"]: _row(each) for each in tensors if {"form", "bits"} & each.record.keys()}
+    weights = [each for each in tensors if len(each.record["shape"]) > 1 and each.nonzero]
+    layers = {each.record["name"]: _row(each) for each in weights if {"form", "bits"} & each.record.keys()}
     bound = file_bytes + sum(each.bound - each.size for each in tensors)
     return {
         "file_bytes": file_bytes,

@@ -27,7 +27,7 @@ def squeezed(stream: Array, coder: Coder = "zstd", quick: bool = False) -> tuple
     Raises InputError where the range coder is asked for but not installed.
     """
     raw = stream.tobytes()
-    levels = _LEVELS[:1] if quick or len(raw) > _LONG else _LEVELS
+    levels = _LEVELS[:1] if quick or coder == RANGE or len(raw) > _LONG else _LEVELS
     forms = [(RAW, raw), *((ZSTD, _compressed(raw, level)) for level in levels)]
     if coder == RANGE and len(stream):
         forms.append((RANGE, _ranged(stream)))

@@ -81,6 +81,8 @@ def bake(net: nn.Module) -> None:
     for layer in layers(net).values():
         if _held(layer) is not None:
             parametrize.remove_parametrizations(layer, "weight")
+            # what was below may have had another shape, and its gradients too
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
 
 
 def _held(layer: Layer) -> Any:

@@ -66,7 +66,7 @@ class Sparsify:
         if not shares or not all(0 < share < 1 for share in shares):
             raise InputError("sparsify.sparsity", self.sparsity, "must be above 0 and below 1")
         if isinstance(self.sparsity, dict) and (self.dense or self.pattern):
-            raise InputError("sparsify.sparsity", self.sparsity, "names its layers: neither dense nor pattern go with it")
+            raise InputError("sparsify.sparsity", self.sparsity, "names its layers: no dense or pattern beside it")
         for name, kind in (("method", Method), ("scope", Scope), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"sparsify.{name}", getattr(self, name), f"must be one of {', '.join(get_args(kind))}")
