@@ -40,7 +40,7 @@ def test_truncated_or_altered_onnx_is_refused(exported, tmp_path, harm):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"holds neither model.onnx nor blueprint.json"):
+    with pytest.raises(InputError, match=r"holds neither model.onnx nor model.coded nor blueprint.json"):
         load_artefact(tmp_path)
 
 
