@@ -133,12 +133,12 @@ def _hold_same(coded: Any, clustered: Any) -> None:
 
 def _layers(told: Mapping[str, Any], lost: Mapping[str, float], config: RatioConfig) -> str:
     rows = []
-    for name, layer in told["layers"].items():
-        path = name.removesuffix(".weight")
+    for path in lost:  # in the order of the net
+        layer = told["layers"][f"{path}.weight"]
         found = layer["positions_bytes"] + layer["values_bytes"]
         cells = [path, f"{layer['entries']:,}", f"{100 * layer['density']:.0f}", f"{layer['clusters']}"]
         kept = layer["density"] * layer["entries"]
-        cells += [f"{8 * layer['values_bytes'] / kept:.2f}", f"{100 * lost.get(path, 0):.3f}"]
+        cells += [f"{8 * layer['values_bytes'] / kept:.2f}", f"{100 * lost[path]:.3f}"]
         cells += [f"{layer['positions_bytes']:,}", f"{layer['values_bytes']:,}", f"{found - layer['bound_bytes']:,.0f}"]
         rows.append([*cells, f"{4 * layer['entries'] / found:.1f}×"])
     heads = ("layer", "weights", "kept, %", "clusters", "bits each", "error, %", "positions, bytes", "clusters, bytes")
