@@ -134,7 +134,8 @@ def _hold_same(coded: Any, clustered: Any) -> None:
 def _layers(told: Mapping[str, Any], lost: Mapping[str, float], config: RatioConfig) -> str:
     rows = []
     for path in lost:  # in the order of the net
-        layer = told["layers"][f"{path}.weight"]
+        if (layer := told["layers"].get(f"{path}.weight")) is None:  # a small one, stored as it is
+            continue
         found = layer["positions_bytes"] + layer["values_bytes"]
         cells = [path, f"{layer['entries']:,}", f"{100 * layer['density']:.0f}", f"{layer['clusters']}"]
         kept = layer["density"] * layer["entries"]
