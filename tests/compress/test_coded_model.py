@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import hashlib
 import struct
 
@@ -48,7 +47,7 @@ def test_every_bit_and_the_blueprint_come_back(coder, stages, trained, context, 
     assert same(found.classifier, model)
     assert found.blueprint == model.blueprint
     assert [each.record["name"] for each in tensors] == sorted(model.net.state_dict())
-    assert not found.training
+    assert not found.classifier.training
     with torch.no_grad():
         assert torch.equal(found(X), model(X))
     again = coded_model.write(found.classifier, tmp_path / "b.coded", coder)
@@ -138,12 +137,14 @@ def test_nothing_is_left_where_writing_fails(small, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_coded_model_is_not_changed_by_stages_but_exported(clustered, context, digits, tmp_path):
+def test_a_coded_model_is_not_changed_by_stages_but_what_it_holds_is_exported(clustered, context, digits, tmp_path):
     coded_model.write(clustered, tmp_path / "a.coded")
     model = CodedModel(tmp_path / "a.coded")
     for stage in (Prune(), Sparsify(), LowRank(), Cluster(), Recover()):
         with pytest.raises(InputError, match="must come before export"):
             stage(model, context())
-    exported, _ = Export()(copy.deepcopy(model), context())
+    with pytest.raises(InputError, match="is exported already"):
+        Export()(model, context())
+    exported, _ = Export()(model.classifier, context())
     with torch.no_grad():
         assert torch.allclose(exported(X), clustered(X), atol=1e-4)
