@@ -43,7 +43,8 @@ WAYS = {
     "8 and 4 bits, spread": Cluster(8, 4, spread=True),
     "7 and 4 bits, spread": Cluster(7, 4, spread=True),
 }
-"""Bits of convolutions and of linear layers. The paper (table 6): AlexNet loses 0.01 points by 8 and 4, none by 8 and 5."""
+"""Bits of convolutions and of linear layers. In the paper AlexNet loses 0.01 points by 8 and 4, none by 8 and 5 (table
+6)."""
 _IMAGES = 4
 
 
