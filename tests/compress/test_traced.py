@@ -46,6 +46,15 @@ def test_slices_of_a_heavy_net_are_tried_on_smaller_images(convnet, monkeypatch,
     assert report.details["kept_macs"] == pytest.approx(0.5, abs=0.03)
 
 
+def test_sides_are_cut_in_three_where_half_of_them_is_no_size(monkeypatch):
+    """As of an odd number of patches."""
+    monkeypatch.setattr(traced, "_LIGHT", 1)
+    monkeypatch.setattr(Traced, "_takes", lambda self, side: side in (36, 12))
+    net = students.create("cifar_resnet8", num_classes=10, image_size=108, width=0.25).eval()
+
+    assert Traced(net).x.shape == (1, 3, 12, 12)
+
+
 def test_the_heaviest_nets_are_traced_on_smaller_images_too(convnet, monkeypatch, context):
     monkeypatch.setattr(traced, "_HEAVY", WORK)
     monkeypatch.setattr(traced, "_LIGHT", WORK)
