@@ -1,7 +1,10 @@
 """Stages that make a trained model smaller, and the measures that say by how much."""
 
 from compress.artefact import load_artefact, save_artefact
+from compress.cluster import Cluster
+from compress.coded_model import CodedModel
 from compress.cost import Cost, measure
+from compress.encode import Encode
 from compress.export import Export
 from compress.file_model import FileModel
 from compress.latency import latency
@@ -19,8 +22,11 @@ from compress.torch_model import TorchModel
 
 __all__ = [
     "Artefact",
+    "Cluster",
+    "CodedModel",
     "Context",
     "Cost",
+    "Encode",
     "Export",
     "FileModel",
     "LowRank",

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 import students
+from compress.coded_model import CodedModel
 from compress.file_model import FileModel
 from compress.mobile import MobileModel
 from compress.onnx_model import OnnxModel
@@ -14,7 +15,7 @@ from compress.torch_model import TorchModel
 from kd.errors import InputError
 from students.storage import PLAN, WEIGHTS
 
-FILES: dict[str, type[FileModel]] = {kind.file: kind for kind in (OnnxModel, TorchModel, MobileModel)}
+FILES: dict[str, type[FileModel]] = {kind.file: kind for kind in (OnnxModel, TorchModel, MobileModel, CodedModel)}
 ONNX = OnnxModel.file
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-
 import students
 from compress.artefact import load_artefact
+from compress.coded_model import CodedModel
 from compress.file_model import FileModel
 from compress.mobile import MobileModel
 from compress.onnx_model import INPUT, OnnxModel
@@ -42,6 +41,11 @@ program = executorch.runtime.Runtime.get().load_program("model.pte")
 image = torch.rand(1, {shape})  # yours, with pixels from 0 to 1
 logits = program.load_method("forward").execute([image])[0]
 print(json.loads(json.loads(program.load_method("retort").execute([])[0])["classes"])[logits[0].argmax()])"""
+_CODED = """\
+import torch, compress
+model = compress.CodedModel("model.coded")
+images = torch.rand(1, {shape})  # yours, with pixels from 0 to 1
+print(model(images).argmax(1))"""
 _FOLDER = """\
 import torch, students
 model = students.load(".")
@@ -63,6 +67,7 @@ _FOLDER_FORM = _Form("retort", "this library", _FOLDER)
 _FORMS: dict[type[Any], _Form] = {
     OnnxModel: _Form("onnx", "onnxruntime and numpy", _ONNX),
     TorchModel: _Form("pytorch", "torch", _TORCH),
+    CodedModel: _Form("retort", "this library", _CODED),
     MobileModel: _Form("executorch", "executorch", _MOBILE, "one image at a time, (1, {shape}),"),
 }
 
@@ -129,7 +134,7 @@ def _about(model: Artefact) -> str:
     channels, height, width = _shape(model)
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
     names = _classes(model)
-    many = len(names) if isinstance(model, FileModel) else _plan(model).num_classes
+    many = len(names) or _plan(model).num_classes
     known = f": {', '.join(map(_plain, names))}" if 0 < len(names) <= _MOST else ""
     what = "a folder for `students`"
     if isinstance(model, FileModel):
@@ -179,8 +184,8 @@ def _classes(model: Artefact) -> list[str]:
     return json.loads(model.metadata.get("classes", "[]")) if isinstance(model, FileModel) else []
 
 
-def _plan(model: nn.Module) -> students.Blueprint:
-    assert isinstance(model, students.Classifier)
+def _plan(model: Artefact) -> students.Blueprint:
+    assert isinstance(model, (students.Classifier, CodedModel))
     return model.blueprint
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,9 +60,10 @@ class FileModel(ABC):
         """
 
     @property
-    @abstractmethod
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
+        height, width = json.loads(self.metadata["image_size"])
+        return int(self.metadata["channels"]), height, width
 
     @property
     @abstractmethod

@@ -65,11 +65,6 @@ class MobileModel(FileModel):
             raise InputError("model", str(self.path), f"ExecuTorch cannot load it: {error}") from error
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        height, width = json.loads(self.metadata["image_size"])
-        return int(self.metadata["channels"]), height, width
-
-    @property
     def metadata(self) -> Mapping[str, str]:
         return self._loaded.metadata
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import nn
 
 import students
-from compress import masks
+from compress import masks, sharing
 from compress.stage import Artefact, Context, Report
 from kd.errors import InputError
 from kd.evaluate import evaluate
@@ -32,12 +32,14 @@ class Recover:
         lr: the learning rate; None: that of the context's fit.
         source: whom it learns from: the "teacher", or the "reference", the model before the first stage.
         keep_zeros: whether weights of convolutions and linear layers that are zero stay zero: what `Sparsify` left.
+        keep_shared: whether weights of a layer that are equal stay equal, where it has few values: what `Cluster` left.
     """
 
     epochs: int = 5
     lr: float | None = None
     source: Source = "teacher"
     keep_zeros: bool = True
+    keep_shared: bool = True
 
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):
@@ -55,6 +57,8 @@ class Recover:
         student_ports(model, data.facts)
         before = evaluate(model, data.evaluation("val")).top1
         student = copy.deepcopy(model).requires_grad_(True)
+        if self.keep_shared:
+            sharing.hold(student)
         if self.keep_zeros:
             masks.hold_zeros(student)
         schedule = replace(context.fit, epochs=self.epochs, lr=self.lr or context.fit.lr, warmup_epochs=0)

@@ -36,7 +36,8 @@ class Sparsify:
     `Prune` and `Export` take them as they are; the factors that `LowRank` makes are dense.
 
     Attributes:
-        sparsity: the share of these weights that goes, met to a weight.
+        sparsity: the share of these weights that goes, met to a weight; or one for each layer by its path, where other
+            layers stay dense, and weights compete within theirs.
         method: what a weight is worth: its "magnitude", "obd" (what the loss would grow by, from calibration samples),
             or nothing that is known ("random").
         scope: whether the weights of all layers compete, or those of each.
@@ -50,7 +51,7 @@ class Sparsify:
         dense: paths of layers that are left alone.
     """
 
-    sparsity: float = 0.9
+    sparsity: float | dict[str, float] = 0.9
     method: Method = "magnitude"
     scope: Scope = "global"
     pattern: str | None = None
@@ -61,8 +62,11 @@ class Sparsify:
     dense: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.sparsity < 1:
+        shares = self.sparsity.values() if isinstance(self.sparsity, dict) else [self.sparsity]
+        if not shares or not all(0 < share < 1 for share in shares):
             raise InputError("sparsify.sparsity", self.sparsity, "must be above 0 and below 1")
+        if isinstance(self.sparsity, dict) and (self.dense or self.pattern):
+            raise InputError("sparsify.sparsity", self.sparsity, "names its layers: no dense or pattern beside it")
         for name, kind in (("method", Method), ("scope", Scope), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"sparsify.{name}", getattr(self, name), f"must be one of {', '.join(get_args(kind))}")
@@ -85,11 +89,11 @@ class Sparsify:
         notes: list[str] = []
         details: dict[str, Any] = {}
         if self.schedule == "oneshot":
-            masks.hold(layers, choose(masks.weights(layers), self._end))
+            masks.hold(layers, choose(masks.weights(layers), self._end(masks.weights(layers))))
             masks.bake(made)
         else:
-            start = min(_zeros(layers), self._end)
-            made, curve, untaught = learnt(self, made, layers, choose, (start, self._end), context)
+            end = self._end(masks.weights(layers))
+            made, curve, untaught = learnt(self, made, layers, choose, (min(_zeros(layers), end), end), context)
             notes += untaught
             details["curve"] = curve
         details |= {"sparsity": _zeros(layers), "layers": {path: _zeros({path: layers[path]}) for path in layers}}
@@ -114,17 +118,25 @@ class Sparsify:
         kept, size = self.pattern.split(":")
         return int(kept), int(size)
 
-    @property
-    def _end(self) -> float:
-        """The share of weights that goes in the end."""
-        return self.sparsity if self._groups is None else 1 - self._groups[0] / self._groups[1]
+    def _end(self, weights: Tensors) -> float:
+        """The share of these weights that goes in the end."""
+        if self._groups is not None:
+            return 1 - self._groups[0] / self._groups[1]
+        if not isinstance(self.sparsity, dict):
+            return self.sparsity
+        gone = sum(self.sparsity[path] * weight.numel() for path, weight in weights.items())
+        return gone / sum(weight.numel() for weight in weights.values())
 
     def _layers(self, net: nn.Module) -> tuple[dict[str, Layer], list[str]]:
         """Those that are to have masks, and the paths of those that the pattern does not fit."""
         found = masks.layers(net)
-        for path in self.dense:
+        named = self.sparsity if isinstance(self.sparsity, dict) else self.dense
+        for path in named:
             if path not in found:
-                raise InputError("sparsify.dense", path, "is no convolution or linear layer of this net")
+                field = "dense" if named is self.dense else "sparsity"
+                raise InputError(f"sparsify.{field}", path, "is no convolution or linear layer of this net")
+        if isinstance(self.sparsity, dict):
+            return {path: layer for path, layer in found.items() if path in self.sparsity}, []
         found = {path: layer for path, layer in found.items() if path not in self.dense}
         odd = [path for path, layer in found.items() if self._groups and layer.weight.shape[1] % self._groups[1]]
         if len(odd) == len(found):
@@ -142,6 +154,10 @@ class Sparsify:
         scores = worth(weights)
         if self._groups is not None:
             return masks.by_group(scores, sparsity, self._groups[1])
+        if isinstance(self.sparsity, dict):
+            part = sparsity / self._end(scores)  # of what each layer loses in the end
+            shares = {path: part * share for path, share in self.sparsity.items()}
+            return {path: masks.by_rank({path: scores[path]}, share)[path] for path, share in shares.items()}
         return masks.by_rank(scores, sparsity, self.scope)
 
 

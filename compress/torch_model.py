@@ -76,11 +76,6 @@ class TorchModel(FileModel):
             raise InputError("model", str(self.path), f"torch.export cannot load it: {error}") from error
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        height, width = json.loads(self.metadata["image_size"])
-        return int(self.metadata["channels"]), height, width
-
-    @property
     def metadata(self) -> Mapping[str, str]:
         return self._loaded.metadata
 

@@ -104,11 +104,14 @@ class Traced:
             return macs(self.model, self.shape)
 
     def _lighter(self, most: int) -> tuple[int, int]:
-        """The side of an image, halved as long as it makes more work than `most` and the net takes smaller ones, and
+        """The side of an image, divided as long as it makes more work than `most` and the net takes smaller ones, and
         about how much that is: it goes with the area."""
         side, work = self.shape[1], self._work
-        while work > most and side % 2 == 0 and self._takes(side // 2):
-            side, work = side // 2, work // 4
+        while work > most:
+            parts = next((parts for parts in (2, 3) if side % parts == 0 and self._takes(side // parts)), None)
+            if parts is None:
+                break
+            side, work = side // parts, work // parts**2
         return side, work
 
     def _takes(self, side: int) -> bool:

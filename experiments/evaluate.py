@@ -25,7 +25,7 @@ class EvaluateConfig:
     """Score one artefact.
 
     Attributes:
-        model: a model folder, or a file such as model.onnx or model.pt2.
+        model: a model folder, or a file such as model.onnx, model.pt2 or model.coded.
         data: what it is scored on.
         split: which part of it.
     """

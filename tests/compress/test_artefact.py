@@ -93,7 +93,7 @@ def test_a_file_of_another_program_is_taken_as_it_is(exported, tmp_path):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"holds neither model.onnx, model.pt2, model.pte nor blueprint.json"):
+    with pytest.raises(InputError, match=r"model.onnx, model.pt2, model.pte, model.coded nor blueprint.json"):
         load_artefact(tmp_path)
 
 

@@ -293,6 +293,18 @@ def test_a_number_that_is_equal_by_chance_leads_to_no_wrong_answer(kind, name):
     assert torch.allclose(small(x), quiet(x), atol=1e-5)
 
 
+def test_one_image_is_enough_for_a_norm_of_one_value_a_channel():
+    torch.manual_seed(0)
+    pooled = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2)
+    )
+    net, x = pooled.eval(), torch.randn(1, 3, 8, 8)
+    groups = channels.find(net, x).groups
+
+    assert channels.separable(net, x, groups) == groups
+    assert [group.channels for group in groups] == [4]
+
+
 def test_a_net_that_cannot_be_run_with_less_is_left_whole(resnet):
     net, x = resnet
     net.register_forward_hook(lambda module, args, output: output.view(len(output), module.conv1.out_channels - 6))

@@ -97,6 +97,22 @@ def test_oneshot_moves_no_other_weight_and_the_classifier_may_stay_dense(trained
     assert smallest <= torch.cat([w.abs()[~zeros(made)[path]] for path, w in given.items() if path != "linear"]).min()
 
 
+@pytest.mark.parametrize("schedule", ["oneshot", "gradual"])
+def test_a_sparsity_for_each_layer(schedule, trained, settings):
+    shares = {"conv1": 0.2, "layer3.0.conv2": 0.9, "linear": 0.55}
+    made, report = Sparsify(shares, schedule=schedule, epochs=1, every=2)(trained, settings())
+    for path, gone in zeros(made).items():
+        assert int(gone.sum()) == round(shares.get(path, 0) * gone.numel())
+    assert report.details["layers"] == pytest.approx(shares, abs=0.01)
+    with pytest.raises(InputError, match=r"sparsify\.sparsity: fc: is no convolution or linear layer"):
+        Sparsify({"fc": 0.5})(trained, settings())
+    for wrong in ({}, {"linear": 1.0}):
+        with pytest.raises(InputError, match=r"sparsify\.sparsity: .* must be above 0 and below 1"):
+            Sparsify(wrong)
+    with pytest.raises(InputError, match=r"sparsify\.sparsity: .* no dense or pattern beside it"):
+        Sparsify({"linear": 0.5}, dense=("conv1",))
+
+
 def test_methods_differ_and_random_is_drawn_by_the_seed(trained, settings):
     def gone(method, **changes):
         return zeros(Sparsify(0.6, method=method)(trained, settings(calibration=32, **changes))[0])
