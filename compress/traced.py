@@ -50,8 +50,8 @@ class Traced:
             drawn = torch.rand(images, plan.in_chans, side, side, generator=draws)
             return model.normalize(drawn.to(model.mean.device))
 
-        self._side, _ = self._lighter(_HEAVY)
-        side, work = self._lighter(_LIGHT)
+        self._side, work = self._lighter(self.shape[1], self._work, _HEAVY)
+        side, work = self._lighter(self._side, work, _LIGHT)
         self.x = noise(2 if work <= _LIGHT else 1, side)
         self.channels: Channels = channels.find(model.net, noise(1, self._side))
         self.able = channels.separable(model.net, self.x, self.channels.groups)
@@ -103,10 +103,9 @@ class Traced:
         except Exception:  # whatever a net raises that makes tensors of its own
             return macs(self.model, self.shape)
 
-    def _lighter(self, most: int) -> tuple[int, int]:
+    def _lighter(self, side: int, work: int, most: int) -> tuple[int, int]:
         """The side of an image, divided as long as it makes more work than `most` and the net takes smaller ones, and
         about how much that is: it goes with the area."""
-        side, work = self.shape[1], self._work
         while work > most:
             parts = next((parts for parts in (2, 3) if side % parts == 0 and self._takes(side // parts)), None)
             if parts is None:

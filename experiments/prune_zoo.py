@@ -183,9 +183,7 @@ def examine(name: str, way: str, size: int, tell: Tell = lambda row: None, deplo
 
 def _checks(row: Row, held: dict[str, Any], size: int) -> Checks:
     model, pruned = held["model"], held["pruned"]
-    count = (
-        3 if row["before"]["macs"] < _HEAVY else 1
-    )  # two were pruned with; three of the heaviest take too much memory
+    count = 3 if row["before"]["macs"] < _HEAVY else 1  # not two, as it was pruned with
 
     def removal() -> None:
         gone = {cost: 1 - row["after"][cost] / row["before"][cost] for cost in ("macs", "params")}
