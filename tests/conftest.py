@@ -1,9 +1,25 @@
 from __future__ import annotations
 
+import random
+import zlib
 from collections.abc import Iterator
 
+import hypothesis
+import numpy as np
 import pytest
 import torch
+
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def the_same_draws_each_time(request: pytest.FixtureRequest) -> None:
+    """A test that fails once in a thousand draws tells of the draw, not of the change: each has its own, always."""
+    seed = zlib.crc32(request.node.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @pytest.fixture(autouse=True)
