@@ -61,7 +61,7 @@ def test_both_relations_fall_as_the_student_nears_the_teacher(weights):
 
 
 def test_a_student_that_is_a_scaled_teacher_has_perfect_relations_in_each_sample():
-    first = torch.tensor([2.0, -1.0, 0.5, -3.0, 1.0], dtype=torch.float64)  # far from even: the guard of 1e-8 is nothing
+    first = torch.tensor([2.0, -1.0, 0.5, -3.0, 1.0], dtype=torch.float64)  # where the guard is nothing
     logits = torch.stack([first, -first], 1)  # of two classes, probabilities are always a scaled copy
     assert dist(3 * logits, logits, gamma=0.0).item() == pytest.approx(0, abs=1e-6)
 
