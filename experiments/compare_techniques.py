@@ -79,6 +79,7 @@ class CompareConfig:
     Attributes:
         out: the run folder.
         techniques: which of them.
+        ways: further ones by names of your own, each of stages by import path, in one setting.
         within: points of top-1 on validation that each may cost.
         kept: the shares of multiply-accumulates that pruning and factorising leave, from mild to strong.
         zeros: the shares of weights that are set to zero, from mild to strong.
@@ -99,6 +100,7 @@ class CompareConfig:
 
     out: str = "runs/techniques"
     techniques: tuple[str, ...] = NAMES
+    ways: dict[str, list[Stage]] = field(default_factory=dict)
     within: float = 1.0
     kept: tuple[float, ...] = (0.7, 0.5, 0.35, 0.25)
     zeros: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
@@ -117,12 +119,17 @@ class CompareConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("techniques", "kept", "zeros", "bits", "widths"):
+        for name in ("kept", "zeros", "bits", "widths"):
             if not getattr(self, name):
                 raise InputError(name, "[]", "name at least one")
         for name in self.techniques:
             if name not in NAMES:
                 raise InputError("techniques", name, f"must be one of {'; '.join(NAMES)}")
+        if not self.techniques and not self.ways:
+            raise InputError("techniques", "[]", "name at least one, or ways of your own")
+        for name, stages in self.ways.items():
+            if not stages or name in (WHOLE, *NAMES):
+                raise InputError("ways", name, "needs stages, and a name that no other has")
         if not self.within >= 0:
             raise InputError("within", self.within, "must be 0 or above")
         if isinstance(self.teacher.source, tuple):
@@ -175,7 +182,8 @@ def ladders(config: CompareConfig) -> dict[str, list[Rung]]:
         found["Deep Compression"].append(Rung(f"{share:.0%} zeros, 4 bits", coded))
     for mode in MODES:
         found[f"8-bit integers, {mode}"] = [Rung("8 bits", (Export(), Quantize(mode=mode)))]
-    return {name: found[name] for name in config.techniques}
+    chosen = {name: found[name] for name in config.techniques}
+    return chosen | {name: [Rung("as given", tuple(stages))] for name, stages in config.ways.items()}
 
 
 def climb(technique: str, rungs: Sequence[Rung], start: Path, run: Run, context: Context, limit: float) -> list[Row]:

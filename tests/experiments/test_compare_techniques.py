@@ -15,6 +15,9 @@ SMALL = [
     *("--widths", "[0.5]", "--kept", "[0.8,0.5]", "--zeros", "[0.5,0.9]", "--bits", "[4]"),
 ]
 CHOSEN = ["spatial factors", "narrower student", "Deep Compression", "8-bit integers, static"]
+OWN = "my own"
+WAYS = {OWN: [{"class_path": "compress.Sparsify", "init_args": {"sparsity": 0.25}}]}
+COMMAND = ["--techniques", json.dumps(CHOSEN), "--ways", json.dumps(WAYS), "--within", 50]
 
 
 def run(*arguments):
@@ -35,7 +38,7 @@ def finished(tmp_path_factory):
             return evaluation(data, split, *given, **more)
 
         patch.setattr(Data, "evaluation", evaluated)
-        assert run("--out", out, "--techniques", json.dumps(CHOSEN), "--within", 50) == 0
+        assert run("--out", out, *COMMAND) == 0
     return out, read
 
 
@@ -47,17 +50,18 @@ def test_each_row_is_of_the_net_that_its_technique_left(finished):
     out, _ = finished
     data = load(DataConfig(source="digits", val_fraction=0.2, train_size=256))
     rows = told(out)["rows"]
-    assert [row["technique"] for row in rows] == ["whole", *CHOSEN]
+    assert [row["technique"] for row in rows] == ["whole", *CHOSEN, OWN]
     for row in rows:
         artefact = load_artefact(out / row["folder"])
         for split in ("val", "test"):
             assert row[split] == evaluate(artefact, data.evaluation(split)).top1
         cost = measure(artefact, data.facts.image_shape)
         assert (row["params"], row["macs"], row["nonzero"]) == (cost.params, cost.macs, cost.nonzero)
-    whole, spatial, narrow, coded, integer = rows
+    whole, spatial, narrow, coded, integer, own = rows
     assert spatial["macs"] / whole["macs"] == pytest.approx(0.5, abs=0.03)  # which 50 points allow
     assert narrow["params"] < 0.4 * whole["params"]
     assert coded["nonzero"] < 0.6 * whole["nonzero"]
+    assert own["nonzero"] / whole["nonzero"] == pytest.approx(0.75, abs=0.01)
     assert isinstance(load_artefact(out / coded["folder"]), CodedModel)
     assert isinstance(load_artefact(out / integer["folder"]), OnnxModel)
     assert coded["bytes"] < integer["bytes"] < whole["bytes"] / 2
@@ -74,7 +78,7 @@ def test_every_form_is_timed_where_it_runs(finished):
 def test_the_test_images_are_read_in_the_last_step_alone(finished):
     before, last = finished[1]
     assert set(before) == {"val"}
-    assert last.count("test") == 1 + len(CHOSEN)
+    assert last.count("test") == len(told(finished[0])["rows"])
 
 
 def test_the_table_says_how_many_times_smaller(finished):
@@ -89,7 +93,7 @@ def test_the_table_says_how_many_times_smaller(finished):
 
 def test_the_same_command_again_does_nothing_twice(finished, capfd):
     out, _ = finished
-    assert run("--out", out, "--techniques", json.dumps(CHOSEN), "--within", 50) == 0
+    assert run("--out", out, *COMMAND) == 0
     news = capfd.readouterr().err
     assert "starts" not in news
     assert "comparison: done before" in news
@@ -134,6 +138,8 @@ def test_every_technique_has_settings_by_default():
         ("--bits", "[9]"),
         ("--widths", "[2]"),
         ("--teacher.source", "[a,b]"),
+        ("--ways", '{"whole": [{"class_path": "compress.Export"}]}'),
+        ("--ways", '{"mine": []}'),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, capfd, words):
