@@ -19,13 +19,12 @@ from compress.reparameterize import plain
 from compress.sensitivity import ranked, sensitivity
 from compress.sparsify import Schedule, learnt
 from compress.stage import Artefact, Context, Report
-from compress.target import KINDS, TOLERANCE, check
-from compress.traced import Runtime, Traced, readers, taken_out
+from compress.target import KINDS, TOLERANCE, By, Runtime, check
+from compress.traced import Traced, readers, taken_out
 from kd.errors import InputError
 from students.edits import fill
 
 Scope = Literal["global", "layer", "sensitivity"]
-By = Literal["macs", "params", "latency"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,9 @@ class Prune:
     every: int = 16
 
     def __post_init__(self) -> None:
-        check("prune", self.target, self.by, get_args(By))
+        check("prune", self.target, self.by, self.runtime)
         choices = {"importance": IMPORTANCES, "reduction": get_args(Reduction), "scope": get_args(Scope)}
-        choices |= {"runtime": get_args(Runtime), "schedule": get_args(Schedule)}
+        choices |= {"schedule": get_args(Schedule)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(f"prune.{name}", getattr(self, name), f"must be one of {', '.join(known)}")

@@ -6,9 +6,6 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +14,11 @@ import students
 from compress import channels, masks
 from compress.channels import Channels, Group, Removal
 from compress.cost import macs
-from compress.export import deployed
 from compress.labels import Axis
-from compress.latency import latency
-from compress.target import Shape, cost_of
-from kd.evaluate import Predict, inference
+from compress.target import Runtime, cost_of, time_share
+from kd.evaluate import inference
 from students.edits import shallow
 
-Runtime = Literal["onnxruntime", "torch"]
 _HEAVY = 10**10  # multiply-accumulates of an image above which smaller ones are traced, where the net takes them
 _LIGHT = 2 * 10**9  # and above which slices are tried on smaller ones
 
@@ -87,7 +81,7 @@ class Traced:
     def share(self, by: str, reference: nn.Module, runtime: Runtime = "torch") -> Callable[[Removal], float]:
         """A function of what goes: the share of the reference's cost that is left; the time is that of `runtime`."""
         if by == "latency":
-            time = _time(reference, self.shape, runtime)
+            time = time_share(reference, self.shape, runtime)
             return lambda removal: time(taken_out(self.model, removal))
         own = self._work if by == "macs" else cost_of(self.model, self.shape, by)
         whole = own if reference is self.model else cost_of(reference, self.shape, by)
@@ -136,23 +130,6 @@ def taken_out(model: students.Classifier, removal: Removal) -> students.Classifi
     made = copy.deepcopy(model)
     students.edit(made, channels.changes(model.net, small), small.state_dict())
     return made
-
-
-def _time(reference: nn.Module, shape: Shape, runtime: Runtime) -> Callable[[nn.Module], float]:
-    """A function of a model: the time that it takes for an image, relative to the reference, measured in turns."""
-    folder, x = TemporaryDirectory(), torch.rand(2, *shape)
-
-    def form(model: nn.Module, name: str) -> Predict:
-        return model if runtime == "torch" else deployed(model, x, Path(folder.name) / f"{name}.onnx")
-
-    whole = form(reference, "reference")
-
-    def time(model: nn.Module) -> float:
-        models = {"model": form(model, "model"), "reference": whole}
-        found = latency(models, shape, batches=(1,), repeats=20, seconds=2.0)
-        return float(found["model"]["batch1"]["p50"] / found["reference"]["batch1"]["p50"])
-
-    return time
 
 
 def _retell(net: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -17,11 +17,14 @@ from compress.lowrank.harm import harms
 from compress.lowrank.layers import Layer, look
 from compress.lowrank.ranks import Choice, allocate, choices, front, sufficient
 from compress.stage import Artefact, Context, Report
-from compress.target import KINDS, TOLERANCE, By, check, cost_of
+from compress.target import KINDS, TOLERANCE, By, Runtime, Shape, check, cost_of, time_share
 from kd.errors import InputError
 
 Method = Literal["auto", "svd", "tucker", "cp", "spatial"]
 Ranks = Literal["budget", "sensitivity", "energy", "evbmf"]
+
+
+_TRIES = 7  # halves the share of MACs to a hundredth
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class LowRank:
 
     Attributes:
         target: the share of the incoming model's cost that is kept, met within 3 points where the ranks allow.
-        by: which cost.
+        by: which cost; "latency" is measured, for one image and one thread, and met by a share of "macs".
+        runtime: on which latency is measured; onnxruntime runs the file that the net would become.
         method: one of them, several, or "auto" for all. "svd" is for linear layers and 1 x 1 convolutions. The others
             are for k x k: "tucker" is 1 x 1, k x k, 1 x 1; "cp" is 1 x 1, depthwise k x k, 1 x 1; "spatial" is k x 1,
             1 x k.
@@ -51,13 +55,16 @@ class LowRank:
     energy: float = 0.9
     whiten: bool = True
     min_rank: int = 1
+    runtime: Runtime = "onnxruntime"
 
     def __post_init__(self) -> None:
-        check("lowrank", self.target, self.by)
+        check("lowrank", self.target, self.by, self.runtime)
         if not self._methods or not set(self._methods) <= set(get_args(Method)):
             raise InputError("lowrank.method", self.method, f"must be among {', '.join(get_args(Method))}")
         if self.ranks not in get_args(Ranks):
             raise InputError("lowrank.ranks", self.ranks, f"must be one of {', '.join(get_args(Ranks))}")
+        if self.by == "latency" and self.ranks not in ("budget", "sensitivity"):
+            raise InputError("lowrank.by", self.by, f'needs ranks that meet a target, not those of "{self.ranks}"')
         if not 0 < self.energy <= 1:
             raise InputError("lowrank.energy", self.energy, "must be above 0, and 1 or below")
         if self.min_rank < 1:
@@ -73,6 +80,8 @@ class LowRank:
             raise InputError("stages", "lowrank", "must come before export: a file has no layers to factorise")
         images = context.images().to(model.mean.device)
         shape = (images.shape[1], images.shape[2], images.shape[3])
+        if self.by == "latency":
+            return self._timed(model, shape, context)
         layers = [layer for layer in look(model, images, self.whiten) if self._forms(layer)]
         chosen, refused = self._chosen(model, layers, cost_of(model, shape, self.by), context)
         made = copy.deepcopy(model)
@@ -84,6 +93,25 @@ class LowRank:
         kept = {by: cost_of(made, shape, by) / cost_of(model, shape, by) for by in KINDS}
         details = {"kept_macs": kept["macs"], "kept_params": kept["params"], "layers": told, "degenerate": refused}
         return made.eval(), Report("lowrank", self._notes(kept[self.by], told, refused), details)
+
+    def _timed(self, model: students.Classifier, shape: Shape, context: Context) -> tuple[Artefact, Report]:
+        """Of the nets at a few shares of the multiply-accumulates the one whose time is nearest to the target."""
+        time, low, high = time_share(model, shape, self.runtime), 0.0, 1.0
+        best: tuple[float, Artefact, Report] | None = None
+        for _ in range(_TRIES):
+            middle = (low + high) / 2
+            made, report = replace(self, target=middle, by="macs")(model, context)
+            assert isinstance(made, students.Classifier)
+            share = time(made)
+            if best is None or abs(share - self.target) < abs(best[0] - self.target):
+                best = share, made, report
+            if abs(share - self.target) <= TOLERANCE / 3:
+                break
+            low, high = (low, middle) if share > self.target else (middle, high)
+        assert best is not None
+        share, made, report = best
+        details = report.details | {"kept_latency": share}
+        return made, Report("lowrank", self._notes(share, details["layers"], details["degenerate"]), details)
 
     @property
     def _methods(self) -> tuple[str, ...]:
@@ -161,6 +189,8 @@ class LowRank:
         if self.ranks in ("budget", "sensitivity") and abs(kept - self.target) > TOLERANCE:
             floor = f"every factor is at rank {self.min_rank}, the other layers do not factorise or gain nothing"
             why = floor if kept > self.target else "the ranks of its layers allow no closer"
+            if self.by == "latency":
+                why = f"no share of the macs came closer in {_TRIES} tries"
             notes.append(f"{kept:.0%} of the {self.by} are kept instead of {self.target:.0%}: {why}.")
         return tuple(notes)
 

@@ -209,7 +209,7 @@ def test_a_share_of_the_time_is_met_by_measuring(context, monkeypatch):
         sizes = {name: cost.measure(each, shape).params for name, each in models.items()}
         return {name: {"batch1": {"p50": float(size)}} for name, size in sizes.items()}
 
-    monkeypatch.setattr("compress.traced.latency", counted)
+    monkeypatch.setattr("compress.target.latency", counted)
     pruned, report = finely(0.5, by="latency", runtime="torch")(model, context())
 
     assert shares(model, pruned)["params"] == pytest.approx(0.5, abs=0.03)
@@ -223,7 +223,7 @@ def test_time_is_measured_on_the_runtime_of_the_file_unless_told_otherwise(conte
         seen.extend(map(type, models.values()))
         return {name: {"batch1": {"p50": 0.4 if name == "model" else 1.0}} for name in models}
 
-    monkeypatch.setattr("compress.traced.latency", fast)
+    monkeypatch.setattr("compress.target.latency", fast)
     _, report = Prune(0.5, by="latency")(create("cifar_resnet8"), context())
 
     assert set(seen) == {OnnxModel}
@@ -376,7 +376,7 @@ def test_timms_protocol_tells_the_new_width(context):
         ("scope", "net", "must be one of global, layer, sensitivity"),
         ("min_channels", 0, "must be 1 or more"),
         ("round_to", 0, "must be 1 or more"),
-        ("runtime", "tvm", "must be one of onnxruntime, torch"),
+        ("runtime", "tvm", "must be onnxruntime or torch"),
         ("schedule", "cubic", "must be one of oneshot, gradual, dynamic"),
         ("epochs", 0, "must be 1 or more"),
         ("lr", 0.0, "must be above 0"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import students
-from compress import Export, Quantize, Recover, cost
+from compress import Export, OnnxModel, Quantize, Recover, cost
 from compress.lowrank import LowRank, forms
 from compress.lowrank.cp import Degenerate
 from compress.lowrank.forms import FORMS, factorise
@@ -466,6 +466,46 @@ def test_a_layer_whose_cp_is_degenerate_stays_or_falls_to_another_method(method,
     assert torch.isfinite(answers(made)).all()
 
 
+def clock(monkeypatch, seconds):
+    """A clock of our own: an image takes `seconds` of a net's parameters."""
+
+    def timed(models, shape, **_):
+        return {name: {"batch1": {"p50": seconds(cost.measure(net, shape).params)}} for name, net in models.items()}
+
+    monkeypatch.setattr("compress.target.latency", timed)
+
+
+def test_a_share_of_the_time_is_met_by_measuring(context, monkeypatch):
+    clock(monkeypatch, lambda params: 1e3 + params)
+    model = create("cifar_resnet8")
+    whole = cost.measure(model, SHAPE).params
+    small, report = LowRank(0.6, "latency", "tucker", runtime="torch")(model, context())
+    told = report.details["kept_latency"]
+    assert told == (1e3 + cost.measure(small, SHAPE).params) / (1e3 + whole)
+    assert told == pytest.approx(0.6, abs=0.03)
+    assert not any("instead" in note for note in report.notes)
+
+
+def test_a_time_that_nothing_changes_is_told(context, monkeypatch):
+    clock(monkeypatch, lambda params: 1.0)
+    _, report = LowRank(0.6, "latency", "tucker", runtime="torch")(create("cifar_resnet8"), context())
+    assert report.details["kept_latency"] == 1.0
+    assert "100% of the latency are kept instead of 60%" in report.notes[-1]
+
+
+def test_time_is_measured_on_the_runtime_of_the_file_unless_told_otherwise(context, monkeypatch):
+    seen = []
+
+    def fast(models, shape, **_):
+        seen.extend(map(type, models.values()))
+        return {name: {"batch1": {"p50": 0.7 if name == "model" else 1.0}} for name in models}
+
+    monkeypatch.setattr("compress.target.latency", fast)
+    _, report = LowRank(0.7, "latency", "tucker")(create("cifar_resnet8"), context())
+    assert seen == [OnnxModel, OnnxModel]
+    assert report.details["kept_latency"] == 0.7
+
+
 def test_each_layer_keeps_the_energy_that_is_asked_for_and_no_rank_more(trained, context):
     for energy in (0.7, 0.95):
         _, report = LowRank(0.01, method="spatial", ranks="energy", energy=energy)(trained, context())
@@ -562,7 +602,8 @@ def test_a_target_out_of_reach_is_told(stage, name, why, context):
         ("target", 0, "must be above 0 and below 1"),
         ("target", 1, "must be above 0 and below 1"),
         ("target", float("nan"), "must be above 0 and below 1"),
-        ("by", "latency", "must be macs or params"),
+        ("by", "seconds", "must be macs or params or latency"),
+        ("runtime", "tensorrt", "must be onnxruntime or torch"),
         ("method", "parafac", "must be among auto, svd, tucker, cp, spatial"),
         ("method", ("svd", "parafac"), "must be among auto, svd, tucker, cp, spatial"),
         ("method", (), "must be among auto, svd, tucker, cp, spatial"),
@@ -577,6 +618,12 @@ def test_settings_that_make_no_sense_are_refused(field, value, allowed):
     with pytest.raises(InputError, match=allowed) as refused:
         LowRank(**{field: value})
     assert refused.value.field == f"lowrank.{field}"
+
+
+@pytest.mark.parametrize("ranks", ["energy", "evbmf"])
+def test_ranks_that_meet_no_target_meet_no_time(ranks):
+    with pytest.raises(InputError, match="needs ranks that meet a target"):
+        LowRank(by="latency", ranks=ranks)
 
 
 def test_a_file_has_no_layers(exported, context):
