@@ -18,18 +18,13 @@ import torch
 from torch import Tensor, nn
 
 import students
-from compress import Cluster, Context, Encode, Sparsify, masks
+from compress import Cluster, Encode, Sparsify, masks
 from compress.entropy import Coder
-from experiments import cli
+from experiments import cli, untrained
 from experiments.render.markdown import table
-from experiments.sweep import images, noise
 from kd.console import say
 from kd.errors import InputError
 from kd.evaluate import inference
-from kd.fit import Fit
-from kd.loss import Objective, Term
-from kd.losses import CrossEntropy
-from students import Blueprint, zoo
 
 DENSITIES = {
     "alexnet": (84, 38, 35, 37, 37, 9, 9, 25),
@@ -81,9 +76,9 @@ class RatioConfig:
 def compare(config: RatioConfig) -> str:
     """Two tables: a row for each way to cluster, and one for each layer in the last of them."""
     model, sparsity = _drawn(config)
-    x = images(_IMAGES, model.blueprint.image_size, config.seed)
+    x = untrained.images(_IMAGES, model.blueprint.image_size, config.seed)
     with TemporaryDirectory() as folder:
-        context = Context(noise(x), None, Path(folder), Fit(), lambda: Objective({"ce": Term(CrossEntropy())}))
+        context = untrained.context(x, Path(folder))
         sparse, _ = Sparsify(sparsity)(model, context)
         assert isinstance(sparse, students.Classifier)
         del model
@@ -109,9 +104,7 @@ def compare(config: RatioConfig) -> str:
 def _drawn(config: RatioConfig) -> tuple[students.Classifier, dict[str, float]]:
     """The net with weights of its own, and how sparse each layer is to be."""
     name = f"tv_{config.name}" if config.name in DENSITIES else config.name
-    torch.manual_seed(config.seed)
-    size = zoo.published(name).image_size
-    model = Blueprint(name, 1000, image_size=size, normalize=((0.5,), (0.25,))).build().eval()
+    model = untrained.build(name, 1000, seed=config.seed)
     layers = masks.layers(model.net)
     densities = config.densities or DENSITIES[config.name]
     if len(densities) != len(layers):

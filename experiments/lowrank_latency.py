@@ -13,23 +13,19 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import torch
 from torch import nn
 
 import compress
-from compress import Context, LowRank
+from compress import LowRank
 from compress.export import deployed
 from compress.lowrank.lowrank import Method
 from compress.target import KINDS, cost_of
 from experiments import cli
 from experiments.render.markdown import table
-from experiments.sweep import distance, hold, images, noise
+from experiments.sweep import distance, hold
+from experiments.untrained import build, context, images
 from kd.errors import InputError
 from kd.evaluate import Predict, inference
-from kd.fit import Fit
-from kd.loss import Objective, Term
-from kd.losses import CrossEntropy
-from students import Blueprint, zoo
 
 CLASSES = 1000  # of which large layers are part of what is published
 RUNTIMES = ("torch", "onnxruntime")
@@ -73,16 +69,14 @@ class LatencyConfig:
 
 def compare(config: LatencyConfig) -> str:
     """A row for the whole net and one for its factors: parameters, MACs, and how many times faster, over the rounds."""
-    torch.manual_seed(0)
-    size = config.image_size or zoo.published(config.name).image_size
-    model: nn.Module = Blueprint(config.name, CLASSES, image_size=size, normalize=((0.5,), (0.25,))).build().eval()
-    x = images(2, size)
-    shape = (3, size, size)
+    whole = build(config.name, CLASSES, config.image_size)
+    x = images(2, whole.blueprint.image_size)
+    shape = tuple(x.shape[1:])
+    model: nn.Module = whole
     made = {"whole": model}
     with TemporaryDirectory() as folder:
-        context = Context(noise(x), None, Path(folder), Fit(), lambda: Objective({"ce": Term(CrossEntropy())}))
         for stage in config.stages:
-            model, _ = stage(model, context)
+            model, _ = stage(model, context(x, Path(folder)))
         made["factors"] = model
         forms: dict[str, Predict] = {}
         for name, each in made.items():

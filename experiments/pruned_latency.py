@@ -11,20 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 import compress
-from compress import Context, Export, OnnxModel, Prune
+from compress import Export, OnnxModel, Prune
 from compress.cost import macs
 from compress.prune import By
 from experiments import cli
 from experiments.render.markdown import table
-from experiments.sweep import CLASSES, enliven, images, noise
+from experiments.sweep import CLASSES
+from experiments.untrained import build, context, enliven, images, noise
 from kd.evaluate import Predict
-from kd.fit import Fit
-from kd.loss import Objective, Term
-from kd.losses import CrossEntropy
-from students import Blueprint, zoo
 
 BATCHES = (1, 32)
 
@@ -54,16 +49,13 @@ class LatencyConfig:
 
 def compare(config: LatencyConfig) -> str:
     """A row for each way to prune: what is left of parameters, MACs and time, relative to the whole net."""
-    torch.manual_seed(0)
-    size = config.image_size or zoo.published(config.name).image_size
-    model = Blueprint(config.name, CLASSES, image_size=size, normalize=((0.5,), (0.25,))).build()
-    x = images(2, size)
+    model = build(config.name, CLASSES, config.image_size)
+    x = images(2, model.blueprint.image_size)
     enliven(model, x)
     made = {"whole": model}
     with TemporaryDirectory() as folder:
         for multiple in config.round_to:
-            context = Context(noise(x), None, Path(folder), Fit(), lambda: Objective({"ce": Term(CrossEntropy())}))
-            small, _ = Prune(config.target, config.by, round_to=multiple)(model, context)
+            small, _ = Prune(config.target, config.by, round_to=multiple)(model, context(x, Path(folder)))
             made[f"multiples of {multiple}"] = small
         models: dict[str, Predict] = {f"torch {name}": each for name, each in made.items()}
         files: dict[str, OnnxModel] = {

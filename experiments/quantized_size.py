@@ -12,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-import torch
-
 import compress
 from compress import Export, OnnxModel
 from compress.onnx_model import verify
@@ -21,8 +19,8 @@ from compress.quantize.integer import integer_convolutions, quantized
 from compress.quantize.scheme import Scheme
 from experiments import cli
 from experiments.render.markdown import table
-from experiments.sweep import distance, enliven, images, noise
-from students import Blueprint, zoo
+from experiments.sweep import distance
+from experiments.untrained import build, enliven, images, noise
 
 BATCHES = (1, 8)
 FORMS: dict[str, tuple[Literal["static", "dynamic"], bool]] = {
@@ -53,10 +51,8 @@ class SizeConfig:
 
 def compare(config: SizeConfig) -> str:
     """A row for each form: bytes of the file, integer convolutions, the error, and time relative to float."""
-    torch.manual_seed(0)
-    size = config.image_size or zoo.published(config.name).image_size
-    model = Blueprint(config.name, config.classes, image_size=size, normalize=((0.5,), (0.25,))).build()
-    x = images(4, size)
+    model = build(config.name, config.classes, config.image_size)
+    x = images(4, model.blueprint.image_size)
     enliven(model, x)
     with TemporaryDirectory() as folder:
         whole = Export().write(model, noise(x, config.classes), Path(folder) / "float.onnx")
