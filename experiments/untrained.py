@@ -1,18 +1,26 @@
-"""Nets that nobody trained, and images that show nothing: for what depends on neither, such as time and size."""
+"""Nets that nobody trained, and images that show nothing: for what depends on neither, such as time and size.
+
+The commands that measure it keep no run folder: they print a table and, where that is wanted, keep its figures as JSON.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import torch
 from torch import Tensor, nn
 
 import students
 from compress import Context
-from experiments.sweep import CLASSES
+from experiments import cli
+from experiments.sweep import CLASSES, Row
 from kd.batch import Facts
+from kd.checkpoint import atomic_write
 from kd.data import Augment, Data, DataConfig
+from kd.errors import InputError
 from kd.fit import Fit
 from kd.loss import Objective, Term
 from kd.losses import CrossEntropy
@@ -75,3 +83,34 @@ def noise(x: Tensor, classes: int = CLASSES) -> Data:
 def context(x: Tensor, folder: Path) -> Context:
     """For a stage that looks at these images, if at any, and trains nothing."""
     return Context(noise(x), None, folder, Fit(trackers=()), lambda: Objective({"ce": Term(CrossEntropy())}))
+
+
+def tell(
+    name: str, place: str | None, measure: Callable[[], Sequence[Row]], render: Callable[[Sequence[Row]], str]
+) -> None:
+    """Print the table of what the command `name` measures, and keep the figures at `place` with the command.
+
+    Raises InputError before anything is measured where they could not be kept.
+    """
+    path = None if place is None else writable("json", place)
+    rows = measure()
+    print(render(rows))
+    if path:
+        atomic_write(path, json.dumps({"command": cli.command(name), "rows": rows}, indent=1))
+
+
+def writable(field: str, place: str) -> Path:
+    """The path of a file that can be written, which was tried in the nearest folder that there is; nothing stays there.
+
+    Raises InputError where it cannot.
+    """
+    path = Path(place).absolute()
+    try:
+        folder = next(parent for parent in path.parents if parent.exists())
+        with NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):  # as atomic_write will
+            usable = path.is_file() or not path.exists()  # a folder or a device is not to be replaced
+    except OSError as error:
+        raise InputError(field, place, f"cannot be written: {error.strerror}") from error
+    if not usable:
+        raise InputError(field, place, "is no file")
+    return path
