@@ -8,8 +8,9 @@ are what a file has to tell, so its size is measured, and accuracy is not.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,18 +19,14 @@ import torch
 from torch import Tensor, nn
 
 import students
-from compress import Cluster, Context, Encode, Sparsify, masks
+from compress import Cluster, Encode, Sparsify, masks
 from compress.entropy import Coder
-from experiments import cli
+from experiments import cli, untrained
 from experiments.render.markdown import table
-from experiments.sweep import images, noise
+from experiments.sweep import Row
 from kd.console import say
 from kd.errors import InputError
 from kd.evaluate import inference
-from kd.fit import Fit
-from kd.loss import Objective, Term
-from kd.losses import CrossEntropy
-from students import Blueprint, zoo
 
 DENSITIES = {
     "alexnet": (84, 38, 35, 37, 37, 9, 9, 25),
@@ -59,6 +56,7 @@ class RatioConfig:
         ways: which of the ways to cluster; the layers of the last one are listed.
         coders: which files are written; "range" needs the extra `coding`.
         seed: of the weights.
+        json: a file that the figures are kept in, too; None: none.
     """
 
     name: str = "vgg16"
@@ -66,6 +64,7 @@ class RatioConfig:
     ways: tuple[str, ...] = tuple(WAYS)
     coders: tuple[Coder, ...] = ("zstd", "range")
     seed: int = 0
+    json: str | None = None
 
     def __post_init__(self) -> None:
         if not self.densities and self.name not in DENSITIES:
@@ -78,40 +77,35 @@ class RatioConfig:
                 raise InputError(name, "[]", "name at least one")
 
 
-def compare(config: RatioConfig) -> str:
-    """Two tables: a row for each way to cluster, and one for each layer in the last of them."""
+def measure(config: RatioConfig) -> list[Row]:
+    """A row for each way to cluster: the error and, by coders, bytes of the file, ratios and a row for each layer."""
     model, sparsity = _drawn(config)
-    x = images(_IMAGES, model.blueprint.image_size, config.seed)
+    x = untrained.images(_IMAGES, model.blueprint.image_size, config.seed)
     with TemporaryDirectory() as folder:
-        context = Context(noise(x), None, Path(folder), Fit(), lambda: Objective({"ce": Term(CrossEntropy())}))
+        context = untrained.context(x, Path(folder))
         sparse, _ = Sparsify(sparsity)(model, context)
         assert isinstance(sparse, students.Classifier)
         del model
         expected = _logits(sparse, x)
-        rows, told, lost = [], {}, {}
+        rows: list[Row] = []
         for way in config.ways:
             say(f"{config.name}: {way}")
             clustered, report = WAYS[way](sparse, context)
             lost = report.details["lost"]
-            error = (_logits(clustered, x) - expected).square().sum() / expected.square().sum()
-            cells = [way, f"{100 * sum(lost.values()):.2f}", f"{100 * error:.2f}"]
+            error = float((_logits(clustered, x) - expected).square().sum() / expected.square().sum())
+            row: Row = {"clusters": way, "error": {"weights": sum(lost.values()), "logits": error}, "files": {}}
             for coder in config.coders:
                 coded, report = Encode(coder)(clustered, context)
-                told = report.details
                 _hold_same(coded, clustered)
-                cells += [f"{told['file_bytes']:,}", f"{told['ratio']:.2f}×"]
-            rows.append([*cells, f"{told['bound_ratio']:.2f}×"])
-    files = [head for coder in config.coders for head in (f"{coder}, bytes", "ratio")]
-    ways = table(("clusters", "error of weights, %", "of logits, %", *files, "ratio of the bound"), rows)
-    return f"{ways}\n\n{_layers(told, lost, config)}"
+                row["files"][coder] = report.details | {"layers": _layers(report.details["layers"], lost)}
+            rows.append(row)
+    return rows
 
 
 def _drawn(config: RatioConfig) -> tuple[students.Classifier, dict[str, float]]:
     """The net with weights of its own, and how sparse each layer is to be."""
     name = f"tv_{config.name}" if config.name in DENSITIES else config.name
-    torch.manual_seed(config.seed)
-    size = zoo.published(name).image_size
-    model = Blueprint(name, 1000, image_size=size, normalize=((0.5,), (0.25,))).build().eval()
+    model = untrained.build(name, 1000, seed=config.seed)
     layers = masks.layers(model.net)
     densities = config.densities or DENSITIES[config.name]
     if len(densities) != len(layers):
@@ -132,24 +126,45 @@ def _hold_same(coded: Any, clustered: Any) -> None:
     assert all(torch.equal(value, found[name]) for name, value in clustered.net.state_dict().items())
 
 
-def _layers(told: Mapping[str, Any], lost: Mapping[str, float], config: RatioConfig) -> str:
+def _layers(told: Mapping[str, Row], lost: Mapping[str, float]) -> list[Row]:
     rows = []
     for path in lost:  # in the order of the net
-        if (layer := told["layers"].get(f"{path}.weight")) is None:  # a small one, stored as it is
+        if (layer := told.get(f"{path}.weight")) is None:  # a small one, stored as it is
             continue
-        found = layer["positions_bytes"] + layer["values_bytes"]
-        cells = [path, f"{layer['entries']:,}", f"{100 * layer['density']:.0f}", f"{layer['clusters']}"]
-        kept = layer["density"] * layer["entries"]
-        cells += [f"{8 * layer['values_bytes'] / kept:.2f}", f"{100 * lost[path]:.3f}"]
-        cells += [f"{layer['positions_bytes']:,}", f"{layer['values_bytes']:,}", f"{found - layer['bound_bytes']:,.0f}"]
-        rows.append([*cells, f"{4 * layer['entries'] / found:.1f}×"])
+        found, kept = layer["positions_bytes"] + layer["values_bytes"], layer["density"] * layer["entries"]
+        row = {"layer": path, **layer, "error": lost[path], "bits": 8 * layer["values_bytes"] / kept}
+        rows.append(row | {"above_bound_bytes": found - layer["bound_bytes"], "ratio": 4 * layer["entries"] / found})
+    return rows
+
+
+def render(rows: Sequence[Row]) -> str:
+    """Two tables: a row for each way to cluster, and one for each layer in the last of them, by the last coder."""
+    lines = []
+    for row in rows:
+        cells = [f"{100 * error:.2f}" for error in row["error"].values()]
+        for file in row["files"].values():
+            cells += [f"{file['file_bytes']:,}", f"{file['ratio']:.2f}×"]
+        lines.append([row["clusters"], *cells, f"{file['bound_ratio']:.2f}×"])
+    last, coders = rows[-1], list(rows[-1]["files"])
+    files = [head for coder in coders for head in (f"{coder}, bytes", "ratio")]
+    ways = table(("clusters", "error of weights, %", "of logits, %", *files, "ratio of the bound"), lines)
+    what = f"The layers with {last['clusters']}, by {coders[-1]}:"
+    return f"{ways}\n\n{what}\n\n{_listed(last['files'][coders[-1]]['layers'])}"
+
+
+def _listed(layers: Sequence[Row]) -> str:
+    lines = []
+    for layer in layers:
+        cells = [layer["layer"], f"{layer['entries']:,}", f"{100 * layer['density']:.0f}", f"{layer['clusters']}"]
+        cells += [f"{layer['bits']:.2f}", f"{100 * layer['error']:.3f}"]
+        cells += [f"{layer[part]:,.0f}" for part in ("positions_bytes", "values_bytes", "above_bound_bytes")]
+        lines.append([*cells, f"{layer['ratio']:.1f}×"])
     heads = ("layer", "weights", "kept, %", "clusters", "bits each", "error, %", "positions, bytes", "clusters, bytes")
-    what = f"The layers with {config.ways[-1]}, by {config.coders[-1]}:"
-    return f"{what}\n\n{table((*heads, 'above the bound', 'ratio'), rows)}"
+    return table((*heads, "above the bound", "ratio"), lines)
 
 
 def main(config: RatioConfig, _: str) -> None:
-    print(compare(config))
+    untrained.tell("coding_ratio", config.json, partial(measure, config), render)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import students
-from compress import Context, Export, LowRank, OnnxModel
+from compress import Export, LowRank, OnnxModel
 from compress.exporter import TOLERANCE, agreement
 from compress.quantize.integer import quantized
 from experiments import cli
@@ -36,23 +36,18 @@ from experiments.sweep import (
     Row,
     Tell,
     check,
-    enliven,
     examined,
     failures,
     hold,
-    images,
     known,
-    noise,
     number,
     read,
     verdict,
     words,
 )
+from experiments.untrained import context, enliven, images, noise
 from kd.errors import InputError
 from kd.evaluate import inference
-from kd.fit import Fit
-from kd.loss import Objective, Term
-from kd.losses import CrossEntropy
 from students import Blueprint, zoo
 
 WHOLE, LOW = "whole", "lowrank"
@@ -129,8 +124,7 @@ def _plan(name: str) -> Blueprint:
 
 
 def _factorise(row: Row, made: dict[str, students.Classifier], x: Tensor, folder: Path) -> None:
-    context = Context(noise(x), None, folder, Fit(trackers=()), lambda: Objective({"ce": Term(CrossEntropy())}))
-    small, report = LowRank(TARGET)(made["net"], context)
+    small, report = LowRank(TARGET)(made["net"], context(x, folder))
     assert isinstance(small, students.Classifier)
     row.update(layers=len(report.details["layers"]), kept=report.details["kept_macs"])
     hold(row["layers"] > 0, "no layer can be factorised")

@@ -8,30 +8,29 @@ since time does not depend on them; so nothing is said of accuracy.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import torch
 from torch import nn
 
 import compress
-from compress import Context, LowRank
+from compress import LowRank
 from compress.export import deployed
 from compress.lowrank.lowrank import Method
 from compress.target import KINDS, cost_of
 from experiments import cli
 from experiments.render.markdown import table
-from experiments.sweep import distance, hold, images, noise
+from experiments.sweep import Row, distance, hold
+from experiments.untrained import build, context, images, tell
 from kd.errors import InputError
 from kd.evaluate import Predict, inference
-from kd.fit import Fit
-from kd.loss import Objective, Term
-from kd.losses import CrossEntropy
-from students import Blueprint, zoo
 
 CLASSES = 1000  # of which large layers are part of what is published
+COSTS = KINDS[::-1]
 RUNTIMES = ("torch", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit, between the runtimes
 
@@ -49,6 +48,7 @@ class LatencyConfig:
         rounds: measurements, one after the other.
         seconds: about how long each of them takes.
         threads: of each runtime.
+        json: a file that the figures are kept in, too; None: none.
     """
 
     name: str = "tv_alexnet"
@@ -59,6 +59,7 @@ class LatencyConfig:
     rounds: int = 5
     seconds: float = 30.0
     threads: int = 1
+    json: str | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -71,18 +72,16 @@ class LatencyConfig:
         return dense, LowRank(self.macs, by="macs", method=self.method, whiten=False)
 
 
-def compare(config: LatencyConfig) -> str:
-    """A row for the whole net and one for its factors: parameters, MACs, and how many times faster, over the rounds."""
-    torch.manual_seed(0)
-    size = config.image_size or zoo.published(config.name).image_size
-    model: nn.Module = Blueprint(config.name, CLASSES, image_size=size, normalize=((0.5,), (0.25,))).build().eval()
-    x = images(2, size)
-    shape = (3, size, size)
+def measure(config: LatencyConfig) -> list[Row]:
+    """A row for the whole net and one for its factors: parameters, MACs, and by rounds time and how much faster."""
+    whole = build(config.name, CLASSES, config.image_size)
+    x = images(2, whole.blueprint.image_size)
+    shape = tuple(x.shape[1:])
+    model: nn.Module = whole
     made = {"whole": model}
     with TemporaryDirectory() as folder:
-        context = Context(noise(x), None, Path(folder), Fit(), lambda: Objective({"ce": Term(CrossEntropy())}))
         for stage in config.stages:
-            model, _ = stage(model, context)
+            model, _ = stage(model, context(x, Path(folder)))
         made["factors"] = model
         forms: dict[str, Predict] = {}
         for name, each in made.items():
@@ -90,23 +89,35 @@ def compare(config: LatencyConfig) -> str:
             forms[f"onnxruntime {name}"] = file = deployed(each, x, Path(folder) / f"{name}.onnx")
             with inference(each):
                 hold(distance(file(x), each(x)) < TOLERANCE, f"{name}: the runtimes answer otherwise")
-        measure = lambda: compress.latency(forms, shape, (1,), 5, config.threads, config.seconds)  # noqa: E731
-        rounds = [{key: told["batch1"]["p50"] for key, told in measure().items()} for _ in range(config.rounds)]
-    rows = []
+        rounds = [compress.latency(forms, shape, (1,), 5, config.threads, config.seconds) for _ in range(config.rounds)]
+    rows: list[Row] = []
     for name, each in made.items():
-        cells = [name]
-        for by in KINDS[::-1]:
-            cost, whole = (cost_of(net, shape, by) for net in (each, made["whole"]))
-            cells.append(f"{cost / 1e6:.2f} M ({whole / cost:.2f}×)")
-        for runtime in RUNTIMES:
-            times = [found[f"{runtime} whole"] / found[f"{runtime} {name}"] for found in rounds]
+        row: Row = {"net": name, **{by: cost_of(each, shape, by) for by in COSTS}}
+        row["milliseconds"] = {
+            runtime: [found[f"{runtime} {name}"]["batch1"]["p50"] for found in rounds] for runtime in RUNTIMES
+        }
+        rows.append(row)
+    for row in rows:
+        row["fewer"] = {by: rows[0][by] / row[by] for by in COSTS}
+        row["faster"] = {
+            runtime: [before / after for before, after in zip(rows[0]["milliseconds"][runtime], times, strict=True)]
+            for runtime, times in row["milliseconds"].items()
+        }
+    return rows
+
+
+def render(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        cells = [f"{row[by] / 1e6:.2f} M ({row['fewer'][by]:.2f}×)" for by in COSTS]
+        for times in row["faster"].values():
             cells.append(f"{median(times):.2f}× ({min(times):.2f} to {max(times):.2f})")
-        rows.append(cells)
-    return table(("net", "params (fewer)", "MACs (fewer)", *(f"faster on {runtime}" for runtime in RUNTIMES)), rows)
+        lines.append([row["net"], *cells])
+    return table(("net", "params (fewer)", "MACs (fewer)", *(f"faster on {runtime}" for runtime in RUNTIMES)), lines)
 
 
 def main(config: LatencyConfig, _: str) -> None:
-    print(compare(config))
+    tell("lowrank_latency", config.json, partial(measure, config), render)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 import compress
 import students
-from compress import Context, Export, OnnxModel
+from compress import Export, OnnxModel
 from compress.cost import macs
 from compress.reparameterize import plain
-from experiments import cli
+from experiments import cli, untrained
 from experiments import sweep as sweeping
 from experiments.render.figures import MISSING
 from experiments.render.markdown import table
@@ -42,26 +42,21 @@ from experiments.sweep import (
     change,
     check,
     distance,
-    enliven,
     examined,
     failures,
     hold,
-    images,
     known,
     last,
-    noise,
     number,
     read,
     verdict,
     words,
 )
+from experiments.untrained import enliven, images, noise
 from kd.console import say
 from kd.errors import InputError
 from kd.evaluate import inference
-from kd.fit import Fit
-from kd.loss import Objective, Term
-from kd.losses import CrossEntropy
-from students import Blueprint, zoo
+from students import zoo
 from students.edits import shallow
 
 TARGET = 0.5
@@ -111,7 +106,7 @@ class Pruned(NamedTuple):
 
 def ours(model: students.Classifier, x: Tensor, folder: Path) -> Pruned:
     """`compress.Prune` at half of the MACs, or of the parameters where too few MACs can go."""
-    context = Context(noise(x), None, folder, Fit(trackers=()), lambda: Objective({"ce": Term(CrossEntropy())}))
+    context = untrained.context(x, folder)
     for by in ("macs", "params"):
         begun = time.process_time()
         made, report = compress.Prune(target=TARGET, by=by, round_to=1)(model, context)
@@ -154,8 +149,7 @@ def examine(name: str, way: str, size: int, tell: Tell = lambda row: None, deplo
     held: dict[str, Any] = {}
 
     def build() -> None:
-        torch.manual_seed(0)
-        model = Blueprint(name, CLASSES, image_size=size, normalize=((0.5,), (0.25,))).build()
+        model = untrained.build(name, CLASSES, size)
         x = images(2, size)
         enliven(model, x)
         row["before"] = _cost(model, size)

@@ -7,26 +7,25 @@ No weights are needed, since time does not depend on them; so nothing is said of
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 import compress
-from compress import Context, Export, OnnxModel, Prune
-from compress.cost import macs
+from compress import Export, OnnxModel, Prune
 from compress.prune import By
+from compress.target import KINDS, cost_of
 from experiments import cli
 from experiments.render.markdown import table
-from experiments.sweep import CLASSES, enliven, images, noise
+from experiments.sweep import CLASSES, Row
+from experiments.untrained import build, context, enliven, images, noise, tell
 from kd.evaluate import Predict
-from kd.fit import Fit
-from kd.loss import Objective, Term
-from kd.losses import CrossEntropy
-from students import Blueprint, zoo
 
 BATCHES = (1, 32)
+COSTS = KINDS[::-1]
+RUNTIMES = ("torch", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class LatencyConfig:
         image_size: pixels a side; None: as published.
         seconds: about how long is measured.
         threads: of each runtime.
+        json: a file that the figures are kept in, too; None: none.
     """
 
     name: str = "resnet50"
@@ -50,43 +50,56 @@ class LatencyConfig:
     image_size: int | None = None
     seconds: float = 120.0
     threads: int = 1
+    json: str | None = None
 
 
-def compare(config: LatencyConfig) -> str:
-    """A row for each way to prune: what is left of parameters, MACs and time, relative to the whole net."""
-    torch.manual_seed(0)
-    size = config.image_size or zoo.published(config.name).image_size
-    model = Blueprint(config.name, CLASSES, image_size=size, normalize=((0.5,), (0.25,))).build()
-    x = images(2, size)
+def measure(config: LatencyConfig) -> list[Row]:
+    """A row for each way to prune: parameters, MACs and time, also relative to the whole net."""
+    model = build(config.name, CLASSES, config.image_size)
+    x = images(2, model.blueprint.image_size)
     enliven(model, x)
     made = {"whole": model}
     with TemporaryDirectory() as folder:
         for multiple in config.round_to:
-            context = Context(noise(x), None, Path(folder), Fit(), lambda: Objective({"ce": Term(CrossEntropy())}))
-            small, _ = Prune(config.target, config.by, round_to=multiple)(model, context)
+            small, _ = Prune(config.target, config.by, round_to=multiple)(model, context(x, Path(folder)))
             made[f"multiples of {multiple}"] = small
         models: dict[str, Predict] = {f"torch {name}": each for name, each in made.items()}
         files: dict[str, OnnxModel] = {
             f"onnxruntime {name}": Export().write(each, noise(x), Path(folder) / f"{place}.onnx")
             for place, (name, each) in enumerate(made.items())
         }
-        told = compress.latency(models | files, tuple(x.shape[1:]), BATCHES, 10, config.threads, config.seconds)
-    rows = []
+        shape = tuple(x.shape[1:])
+        told = compress.latency(models | files, shape, BATCHES, 10, config.threads, config.seconds)
+    rows: list[Row] = []
     for name, each in made.items():
-        params = [sum(parameter.numel() for parameter in net.parameters()) for net in (each, model)]
-        work = [macs(net, tuple(x.shape[1:])) for net in (each, model)]
-        cells = [f"{here / there:.3f}" for here, there in (params, work)]
-        for runtime in ("torch", "onnxruntime"):
-            for batch in BATCHES:
-                here, there = (told[f"{runtime} {which}"][f"batch{batch}"]["p50"] for which in (name, "whole"))
-                cells.append(f"{here / there:.2f}")
-        rows.append([name, *cells])
-    timed = [f"{runtime}, batch {batch}" for runtime in ("torch", "onnxruntime") for batch in BATCHES]
-    return table(("widths", "params", "MACs", *timed), rows)
+        row: Row = {"widths": name, **{by: cost_of(each, shape, by) for by in COSTS}}
+        row["milliseconds"] = {
+            runtime: {f"batch{batch}": told[f"{runtime} {name}"][f"batch{batch}"]["p50"] for batch in BATCHES}
+            for runtime in RUNTIMES
+        }
+        rows.append(row)
+    for row in rows:
+        row["kept"] = {by: row[by] / rows[0][by] for by in COSTS}
+        row["time"] = {
+            runtime: {batch: time / rows[0]["milliseconds"][runtime][batch] for batch, time in times.items()}
+            for runtime, times in row["milliseconds"].items()
+        }
+    return rows
+
+
+def render(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        times = [time for batches in row["time"].values() for time in batches.values()]
+        lines.append(
+            [row["widths"], *(f"{share:.3f}" for share in row["kept"].values()), *(f"{time:.2f}" for time in times)]
+        )
+    timed = [f"{runtime}, batch {batch}" for runtime in RUNTIMES for batch in BATCHES]
+    return table(("widths", "params", "MACs", *timed), lines)
 
 
 def main(config: LatencyConfig, _: str) -> None:
-    print(compare(config))
+    tell("pruned_latency", config.json, partial(measure, config), render)
 
 
 if __name__ == "__main__":

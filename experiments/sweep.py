@@ -12,21 +12,18 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.latency import torch_threads
 from experiments.render.figures import MISSING
-from kd.batch import Facts
 from kd.checkpoint import atomic_write
 from kd.console import say
-from kd.data import Augment, Data, DataConfig
 from kd.errors import InputError
 from students import zoo
 
@@ -187,53 +184,7 @@ def change(row: Mapping[str, Any], cost: str) -> str:
     return " → ".join(f"{size:.{2 if cost == 'params' else 0}f}" for size in sizes) or MISSING
 
 
-def images(count: int, size: int, seed: int = 0) -> Tensor:
-    """Noise."""
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def enliven(model: nn.Module, x: Tensor) -> None:
-    """Give a fresh net weights and statistics as after training, where branches that begin mute hide any mistake."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.squeeze().dim() < 2:  # no value twice, so that a slice tells where it is from
-                values = torch.randperm(parameter.numel()) / parameter.numel() + (-0.5 if "bias" in name else 0.5)
-                parameter.copy_(values.view_as(parameter))
-            elif parameter.std() < (scale := parameter[0].numel() ** -0.5) / 2:
-                parameter.normal_(std=scale)
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.momentum = 1.0  # the statistics of these images alone
-        model.train()
-        if norms:
-            model(x)
-        for norm in norms:
-            norm.running_var.clamp_(min=0.3)  # a channel that hardly varied would make another image explode
-    model.eval()
-
-
 def distance(found: Tensor, expected: Tensor) -> float:
     """The largest difference, of the largest logit."""
     hold(found.shape == expected.shape, f"answers have the shape {tuple(found.shape)}")
     return float((found - expected).abs().max() / expected.abs().max())
-
-
-class Noise:
-    """Images and labels of a split."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.pixels, self.labels = (255 * x).byte(), torch.arange(len(x))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        return (self.pixels[batch] for batch in batches)
-
-
-def noise(x: Tensor, classes: int = CLASSES) -> Data:
-    """A data set of these images, for stages that look at one."""
-    split, (count, *size) = Noise(x), x.shape[1:]
-    names = tuple(map(str, range(classes)))
-    facts = Facts(classes, names, count, (size[0], size[1]), (0.5,) * count, (0.25,) * count, split.labels)
-    return Data(DataConfig(), Augment(), facts, split, split, split, (), "noise")
