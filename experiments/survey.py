@@ -1,0 +1,159 @@
+"""The figures that surveys of compression quote, run again: docs/survey.md, each with its command and its conditions.
+
+Example: python -m experiments.survey --out runs/survey --write docs/survey.md
+The commands of the rows run one after the other; what is finished is not done again, so that the same command goes on
+where it was stopped. Hours on two cores, most of them for the rows that train.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import cli, compare_techniques
+from experiments.claims import CLAIMS, Figure, Setting, techniques
+from experiments.environment import describe
+from experiments.render.markdown import code, table
+from kd.checkpoint import atomic_write
+from kd.console import say
+from kd.errors import InputError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SurveyConfig:
+    """Run what surveys claim.
+
+    Attributes:
+        out: where the figures of each row are kept.
+        rows: which of them, by name; none: all.
+        cifar10: the images of the rows that train: a name on the hub, or a folder of parquet files.
+        resnet56: weights of the teacher of recipes/cifar10.yaml; None: it is trained, which takes hours.
+        write: the page, with all that was found so far.
+    """
+
+    out: str = "runs/survey"
+    rows: tuple[str, ...] = ()
+    cifar10: str = "uoft-cs/cifar10"
+    resnet56: str | None = None
+    write: str | None = None
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if row not in CLAIMS:
+                raise InputError("rows", row, f"must be one of {', '.join(CLAIMS)}")
+
+    def setting(self, name: str) -> Setting:
+        return Setting(self.cifar10, self.resnet56, Path(self.out) / name)
+
+
+def examine(name: str, setting: Setting) -> Row:
+    """Run the commands of a row, each in a process of its own, and read what they left; kept once all have ended.
+
+    Of a command that fails the row has the exit status in the place of figures, and the next survey tries again.
+    """
+    commands = CLAIMS[name].commands(setting)
+    row: Row = {"commands": commands, "environment": describe(), "failed": None, "figures": []}
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    for words in commands:
+        say(f"{name}: {shlex.join(words)}")
+        status = subprocess.run([sys.executable, "-W", "ignore", *words[1:]], stdout=subprocess.DEVNULL).returncode
+        if status == 130 or status < 0:
+            raise KeyboardInterrupt
+        if status:
+            return row | {"failed": f"{words[2]} ended with status {status}"}
+    row["figures"] = [asdict(figure) for figure in CLAIMS[name].read(setting.folder)]
+    atomic_write(setting.folder / "row.json", json.dumps(row, indent=1))
+    return row
+
+
+def known(setting: Setting) -> Row | None:
+    """The row, where it was finished before."""
+    path = setting.folder / "row.json"
+    found: Row | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def figures(row: Row) -> list[Figure]:
+    return [Figure(**each) for each in row["figures"]]
+
+
+def verdict(name: str, row: Row) -> str:
+    """ "beaten", "reached", or "not reached, because", of the figures alone."""
+    if row["failed"]:
+        return f"not reached, because {row['failed']}"
+    found = figures(row)
+    short = [figure for figure in found if not figure.reached]
+    if short:
+        missed = "; ".join(f"{figure} for {figure.published:{figure.form}}" for figure in short)
+        return f"not reached ({missed}), because {CLAIMS[name].why}"
+    return "beaten" if all(figure.beaten for figure in found if figure.published is not None) else "reached"
+
+
+def page(config: SurveyConfig, rows: dict[str, Row]) -> str:
+    """docs/survey.md, of the rows that there are."""
+    return "\n\n".join(_blocks(config, rows)) + "\n"
+
+
+HEAD = ("published", "ours", "verdict")
+
+
+def _blocks(config: SurveyConfig, rows: dict[str, Row]) -> Iterator[str]:
+    yield "# What surveys claim, run again"
+    yield (
+        "Figures that surveys of compression quote, measured here by the commands below, all of which\n"
+        "`python -m experiments.survey` runs before it writes this page. A row is beaten or reached where each of its\n"
+        "figures is."
+    )
+    lines = []
+    for name, row in rows.items():
+        ours = "; ".join(map(str, figures(row))) or "–"
+        lines.append((CLAIMS[name].published, ours, verdict(name, row)))
+    yield table(HEAD, lines)
+    missing = [name for name in CLAIMS if name not in rows]
+    if missing:
+        yield f"Still to be run: {', '.join(missing)}."
+    yield "## Commands and conditions"
+    for name, row in rows.items():
+        yield f"**{CLAIMS[name].published}** ({name}). {CLAIMS[name].conditions}"
+        again = ["python", "-m", "experiments.survey", "--rows", f"[{name}]"]
+        yield code("\n".join(map(shlex.join, row["commands"] or [again])))
+    told = techniques(config.setting("jaderberg").folder)
+    if told.exists():
+        yield "## Each technique alone on one trained net"
+        yield (
+            "The net of the row `jaderberg`. Each technique is taken from mild to strong, each time from the whole\n"
+            "net and recovered by distillation from it, until validation loses more than a point; the strongest\n"
+            "setting that did not is shown. The test split was read once, for this table."
+        )
+        yield compare_techniques.markdown(json.loads(told.read_text())).strip()
+    yield "## Where"
+    for name, row in rows.items():
+        made = row["environment"]
+        versions = ", ".join(f"{package} {made['packages'][package]}" for package in ("torch", "timm", "onnxruntime"))
+        yield f"- {name}: revision {made['git']}, {made['processor']}, {made['cores']} cores, {versions}"
+
+
+def main(config: SurveyConfig, _: str) -> None:
+    rows: dict[str, Row] = {}
+    for name in config.rows or CLAIMS:
+        setting = config.setting(name)
+        rows[name] = known(setting) or examine(name, setting)
+        say(f"{name}: {verdict(name, rows[name])}")
+    every = {name: rows.get(name) or known(config.setting(name)) for name in CLAIMS}
+    text = page(config, {name: row for name, row in every.items() if row})
+    if config.write:
+        Path(config.write).write_text(text)
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("survey", SurveyConfig, main))
