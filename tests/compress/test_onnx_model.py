@@ -46,3 +46,12 @@ def test_the_seal_survives_rewriting_but_no_change(exported, tmp_path):
         model.path.write_bytes(content[:size])
         with pytest.raises(InputError, match="truncated or altered"):
             verify(model.path)
+
+
+def test_an_operator_that_the_runtime_lacks_is_named(tmp_path):
+    image, logits = (onnx.helper.make_tensor_value_info(name, 1, ["n", 3]) for name in ("image", "logits"))
+    node = onnx.helper.make_node("Fancy", ["image"], ["logits"], domain="strange")
+    opsets = [onnx.helper.make_opsetid(domain, 1) for domain in ("ai.onnx.ml", "strange")]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [image], [logits]), opset_imports=opsets)
+    with pytest.raises(InputError, match=r"onnxruntime cannot load it: .*strange:Fancy"):
+        _ = write(model, tmp_path / "model.onnx").session
