@@ -233,11 +233,7 @@ def main(config: SweepConfig, _: str) -> None:
         print(json.dumps(sweeping.one(path, partial(examine, config.model, way)), indent=1))
         return
     sweeping.sweep(config, alone)
-    text = page(config.out, config.models or NAMES)
-    if config.write:
-        Path(config.write).write_text(text)
-    else:
-        print(text, end="")
+    sweeping.show(page(config.out, config.models or NAMES), config.write)
 
 
 if __name__ == "__main__":

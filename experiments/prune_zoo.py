@@ -411,11 +411,7 @@ def main(config: SweepConfig, _: str) -> None:
             print(json.dumps(one(config.model, way, config.out), indent=1))
         return
     sweep(config)
-    text = page(config.out, config.models or NAMES)
-    if config.write:
-        Path(config.write).write_text(text)
-    else:
-        print(text, end="")
+    sweeping.show(page(config.out, config.models or NAMES), config.write)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from experiments import cli, compare_techniques
 from experiments.claims import CLAIMS, Figure, Setting, techniques
 from experiments.environment import describe
 from experiments.render.markdown import code, table
+from experiments.sweep import show
 from kd.checkpoint import atomic_write
 from kd.console import say
 from kd.errors import InputError
@@ -148,11 +149,7 @@ def main(config: SurveyConfig, _: str) -> None:
         rows[name] = known(setting) or examine(name, setting)
         say(f"{name}: {verdict(name, rows[name])}")
     every = {name: rows.get(name) or known(config.setting(name)) for name in CLAIMS}
-    text = page(config, {name: row for name, row in every.items() if row})
-    if config.write:
-        Path(config.write).write_text(text)
-    else:
-        print(text, end="")
+    show(page(config, {name: row for name, row in every.items() if row}), config.write)
 
 
 if __name__ == "__main__":

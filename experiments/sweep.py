@@ -119,6 +119,14 @@ def alone(command: Sequence[str], path: Path, start: Row, limit: float) -> Row:
     return row
 
 
+def show(page: str, write: str | None) -> None:
+    """The page, in its file or on the terminal."""
+    if write:
+        Path(write).write_text(page)
+    else:
+        print(page, end="")
+
+
 def _end(child: subprocess.Popen[str]) -> None:
     """With what it started."""
     with suppress(ProcessLookupError):
