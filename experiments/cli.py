@@ -136,6 +136,8 @@ def _several(name: str) -> None:
         given = {"--nproc_per_node": "--num_processes", "--max_restarts": "--max_restarts"}
         handed = [(ours, words[words.index(its) + 1]) for ours, its in given.items() if its in words]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *chain.from_iterable(handed)]
+        # torch (2.14) keeps one store for all restarts: processes would wait for the addresses of those that died
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         os.execv(sys.executable, [*torchrun, "-m", f"experiments.{name}", *sys.argv[1:]])
 
 
