@@ -175,9 +175,12 @@ def _spatial(folder: Path) -> list[Figure]:
 
 
 def _tutorial(setting: Setting) -> list[Words]:
-    """The tutorial's nets, optimiser, rate, batches and epochs, and the KD of kd.methods."""
+    """The tutorial's nets, optimiser, rate, batches, epochs and loss, and beside it the library's KD."""
+    soft = {"loss": {"class_path": "kd.losses.KD", "init_args": {"temperature": 2.0}}, "weight": 0.25}
+    hard = {"loss": {"class_path": "kd.losses.CrossEntropy"}, "weight": 0.75}
     words = ["--data.source", setting.cifar10, "--data.train_size", "5000", "--data.val_fraction", "0.05"]
-    words += ["--data.augment", "{views: 1}", "--methods", "KD", "--seeds", "0,1,2,3,4"]
+    words += ["--data.augment", "{views: 1}", "--seeds", "0,1,2,3,4"]
+    words += ["--methods", "KD", "--own", json.dumps({"tutorial": {"KD": soft, "CrossEntropy": hard}})]
     words += ["--teacher.architecture", "cifar_deepnn", "--student.name", "cifar_lightnn"]
     words += ["--teacher.width", "1"]
     fit = {"epochs": 10, "batch_size": 128, "optimizer": "adam", "lr": 0.001, "weight_decay": 0}
@@ -193,9 +196,10 @@ def _tutorial(setting: Setting) -> list[Words]:
 
 def _gained(folder: Path) -> list[Figure]:
     found = {row["name"]: row["top1_test"] for row in _rows(folder / "methods/methods.json")}
-    gains = [distilled - alone for alone, distilled in zip(found["scratch"], found["KD"], strict=True)]
-    told = [("% of LightNN alone", found["scratch"], None), ("% of LightNN distilled", found["KD"], None)]
-    told += [("points gained, seed by seed", gains, 0.23)]
+    told = [("% of LightNN alone", found["scratch"], None), ("% of LightNN distilled", found["tutorial"], None)]
+    for name, goal in (("tutorial", 0.23), ("KD", None)):
+        gains = [distilled - alone for alone, distilled in zip(found["scratch"], found[name], strict=True)]
+        told.append(("points gained" if goal else "by weights of 0.9 and 0.1 at T = 4", gains, goal))
     teacher = Figure("% of DeepNN", mean(found["teacher"]))
     return [teacher, *(Figure(what, mean(values), goal, more=f" ± {stdev(values):.2f}") for what, values, goal in told)]
 
@@ -267,7 +271,7 @@ CLAIMS: dict[str, Claim] = {
         _tutorial,
         _gained,
         "5,000 JPEG images of CIFAR-10 to train on where the tutorial has 50,000, all 10,000 to test; the teacher is "
-        "trained once, students with five seeds; mean ± standard deviation.",
-        "the gain is smaller than that",
+        "trained once, students with five seeds; mean ± standard deviation, gains seed by seed.",
+        "that is less than the seeds differ by",
     ),
 }

@@ -7,10 +7,11 @@ The student from scratch and the teacher stand beside them. The same command aga
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from kd.data import load as load_data
 from kd.errors import DivergedError, InputError
 from kd.evaluate import answers, score
 from kd.fit import Fit
-from kd.methods import METHODS, Setting
+from kd.loss import Term
+from kd.methods import METHODS, Method, Setting, own
 from kd.phases import train
 
 BASELINE, YARDSTICK = "scratch", "KD"
@@ -44,6 +46,7 @@ class CompareConfig:
     Attributes:
         out: the run folder.
         methods: names, with commas between them; see docs/methods.md.
+        own: further ones by names of your own, each of losses by import path with their weights.
         seeds: of weights, order and dropout, with commas between them.
         data: what all learn from.
         teacher: the large model.
@@ -54,6 +57,7 @@ class CompareConfig:
 
     out: str = "runs/methods"
     methods: str = "KD,FitNet,RKD"
+    own: dict[str, dict[str, Term]] = field(default_factory=dict)
     seeds: str = "0,1"
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -62,13 +66,18 @@ class CompareConfig:
     fit: Fit = Fit()
 
 
-def names(config: CompareConfig) -> list[str]:
-    """The methods that are asked for, without repetition. Raises InputError for an unknown one."""
-    asked = [name for name in dict.fromkeys(part.strip() for part in config.methods.split(",")) if name != BASELINE]
-    for name in asked:
+def methods(config: CompareConfig) -> dict[str, Method]:
+    """The methods that are asked for. Raises InputError for an unknown one, and for one of a name that another has."""
+    found: dict[str, Method] = {}
+    for name in filter(None, map(str.strip, config.methods.split(","))):
         if name not in METHODS:
             raise InputError("methods", name, f"unknown; known: {', '.join(METHODS)}")
-    return asked
+        found[name] = METHODS[name]
+    for name, terms in config.own.items():
+        if name in ("teacher", *METHODS) or not re.fullmatch(r"\w[\w .,+-]*", name):
+            raise InputError("own", name, "must be a name that no other has, and that a folder can have")
+        found[name] = own(terms)
+    return found
 
 
 def seeds(config: CompareConfig) -> list[int]:
@@ -79,11 +88,10 @@ def seeds(config: CompareConfig) -> list[int]:
         raise InputError("seeds", config.seeds, "must be whole numbers with commas between them") from error
 
 
-def learn(name: str, setting: Setting, data: Data, fit: Fit, folder: Path, seed: int) -> Outcome:
+def learn(name: str, method: Method, setting: Setting, data: Data, fit: Fit, folder: Path, seed: int) -> Outcome:
     """The step: a student is trained by one method; leaves a model folder, unless it diverged."""
-    phases = METHODS[name].phases(setting, fit.epochs)
     try:
-        trained = train(phases, data, replace(fit, seed=seed), folder, label=name)
+        trained = train(method.phases(setting, fit.epochs), data, replace(fit, seed=seed), folder, label=name)
     except DivergedError as error:  # a result too, and no reason to lose the others
         say(str(error))
         return Outcome("diverged", notes=(str(error),))
@@ -94,10 +102,10 @@ def learn(name: str, setting: Setting, data: Data, fit: Fit, folder: Path, seed:
     return Outcome("student", seconds=seconds, curve=history.epochs, details={"ranking": history.ranking})
 
 
-def check(names: Iterable[str], setting: Setting, data: Data, fit: Fit) -> None:
+def check(methods: Iterable[Method], setting: Setting, data: Data, fit: Fit) -> None:
     """Raise InputError for a method that cannot work with these nets, before any of them trains."""
-    for name in names:
-        first = next(METHODS[name].phases(setting, fit.epochs))
+    for method in methods:
+        first = next(method.phases(setting, fit.epochs))
         first.regime.bind(data.facts)
 
 
@@ -161,7 +169,8 @@ def _show(out: Path) -> None:
 
 
 def main(config: CompareConfig, resolved: str) -> None:
-    data, methods, draws = load_data(config.data), names(config), seeds(config)
+    data, draws = load_data(config.data), seeds(config)
+    chosen = {BASELINE: METHODS[BASELINE], **methods(config)}
     train_teacher.check(config.teacher, data)
     nets = [blueprint(net.name, net.width, net.depth, data) for net in (config.student, *config.others)]
     for net in nets:
@@ -169,13 +178,13 @@ def main(config: CompareConfig, resolved: str) -> None:
     run = Run(Path(config.out), resolved, cli.command("compare_methods"))
     teacher = train_teacher.guide(config.teacher, data, run, 0, Needs(embedding=True))
     setting = Setting(nets[0].build, teacher, teachers.Teacher, tuple(net.build for net in nets[1:]))
-    folders: dict[str, list[Path]] = {name: [] for name in (BASELINE, *methods)}
-    check(folders, setting, data, config.fit)
+    folders: dict[str, list[Path]] = {name: [] for name in chosen}
+    check(chosen.values(), setting, data, config.fit)
     for seed in draws:
-        for name in folders:
+        for name, method in chosen.items():
 
-            def work(folder: Path, name: str = name, seed: int = seed) -> Outcome:
-                return learn(name, setting, data, config.fit, folder, seed)
+            def work(folder: Path, name: str = name, method: Method = method, seed: int = seed) -> Outcome:
+                return learn(name, method, setting, data, config.fit, folder, seed)
 
             folders[name].append(run.step(f"{name}/seed-{seed}", work))
     live = teacher.teacher if isinstance(teacher, teachers.Cached) else teacher

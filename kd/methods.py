@@ -6,8 +6,9 @@ of any schedule.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -81,6 +82,18 @@ def _offline(
         kind,
         lambda setting, epochs: Offline(setting.student(), setting.teacher, _objective(terms, hard, warmup, epochs)),
     )
+
+
+def own(terms: Mapping[str, Term]) -> Method:
+    """A method of your own: losses with their weights, learnt from the teacher in one phase."""
+    if not terms:
+        raise InputError("own", "{}", "a method needs a loss or more")
+
+    def regime(setting: Setting, epochs: int) -> Regime:
+        fresh = {name: replace(term, loss=copy.deepcopy(term.loss)) for name, term in terms.items()}
+        return Offline(setting.student(), setting.teacher, Objective(fresh))
+
+    return _single(type(next(iter(terms.values())).loss), regime)
 
 
 def _self(kind: type[Regime]) -> Method:

@@ -40,6 +40,33 @@ def test_methods_are_compared_over_seeds_and_the_comparison_resumes(capfd, tmp_p
     assert "starts" not in news
 
 
+def test_a_loss_of_ones_own_stands_beside_the_methods(capfd, tmp_path):
+    """Of the same terms as KD's it trains the same student."""
+    terms = {
+        "KD": {"loss": {"class_path": "kd.losses.KD", "init_args": {"temperature": 4.0}}, "weight": 0.9},
+        "CrossEntropy": {"loss": {"class_path": "kd.losses.CrossEntropy"}, "weight": 0.1},
+    }
+    light = {"kd": terms["KD"] | {"weight": 0.0}}
+    words = ("--methods", "KD", "--own", json.dumps({"mine": terms, "light": light}), "--seeds", "0")
+    assert run(capfd, "--out", tmp_path / "run", *words)[0] == 0
+    weights = [(tmp_path / f"run/{name}/seed-0/model.safetensors").read_bytes() for name in ("KD", "mine", "light")]
+    assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize("name", ["KD", "scratch", "teacher", "a/b", ".."])
+def test_an_own_method_needs_a_name_of_its_own(capfd, tmp_path, name):
+    terms = {"kd": {"loss": {"class_path": "kd.losses.KD"}}}
+    status, _, errors = run(capfd, "--out", tmp_path / "run", "--own", json.dumps({name: terms}))
+    assert status == 2
+    assert errors.strip().splitlines()[-1].startswith(f"error: own: {name}: ")
+
+
+def test_an_own_method_needs_a_loss(capfd, tmp_path):
+    status, _, errors = run(capfd, "--out", tmp_path / "run", "--own", '{"mine": {}}')
+    assert status == 2
+    assert "a method needs a loss" in errors
+
+
 def test_methods_of_several_nets_and_phases(capfd, tmp_path):
     others = "[{name: cifar_resnet14, width: 0.5}]"
     arguments = ("--methods", "DML,TAKD,AB", "--seeds", "0", "--others", others, "--fit.epochs", "2")
