@@ -34,14 +34,14 @@ class Lesson:
     """How a quantised file is trained.
 
     Attributes:
-        epochs, lr: of the training, which is AdamW's: the channels of folded weights differ in size by far, and with
-            them the gradients, which plain descent follows too far in some and not at all in others.
+        epochs, lr: of the training, which is AdamW's: a step changes weights, biases and scales by about this share of
+            what they are, whatever their size, which differs by far among the channels of folded weights.
         source: whom it learns from: the "float" file, the context's "teacher", or the "reference" before all stages.
         bits: of weights, 2 to 8, 7 where the range is reduced. They are stored in bytes all the same.
     """
 
     epochs: int = 5
-    lr: float = 5e-4
+    lr: float = 1e-3
     source: Source = "float"
     bits: int = 8
 
@@ -57,6 +57,9 @@ class Lesson:
 
 class FakeQuantized(GraphModule):
     """A statically quantised file as a module whose weights, biases and scales train, as `integers` of the runtime.
+
+    A parameter holds how many of its units they are, a power of two near the size of a channel's weights, of a bias, of
+    a scale: so a step of an optimiser that knows no sizes means the same to all of them, and nothing is rounded.
 
     Zero points stay as they are, so do constants of one element and what a BatchNorm reads.
 
@@ -79,11 +82,11 @@ class FakeQuantized(GraphModule):
         self._scales: set[str] = set()
         for name, code in self.codes.items():
             if code.source is not None:
-                self._train(name, values[name])
+                self._train(name, values[name], code.axis)
             if name not in self._biases and code.scale not in self._scales:
                 self._scales.add(code.scale)
                 fewer = code.source is not None and code.high < min(_LIMITS.values())
-                self._train(code.scale, self._step(name, code) if fewer else self._start(code.scale))
+                self._train(code.scale, self._step(name, code) if fewer else self._start(code.scale), 0)
         read = {name for node in self._nodes if node.operator in PRODUCTS for name in node.inputs[1:]}
         self._plain = sorted(name for name in read if key(name) in self._buffers and self._start(name).numel() > 1)
         for name in self._plain:  # products in float, and biases that they add in float
@@ -91,9 +94,9 @@ class FakeQuantized(GraphModule):
 
     def constant(self, name: str) -> Tensor | None:
         """Weights as their integers stand for them; biases as they are, for their steps are too fine to matter."""
-        value = self._parameters.get(key(name))
-        if value is None:
+        if key(name) not in self._parameters:
             return super().constant(name)
+        value = self._units(name)
         if name in self._scales:
             return value.abs()
         if name not in self.codes or name in self._biases:
@@ -159,12 +162,23 @@ class FakeQuantized(GraphModule):
         return self.get_buffer(key(name))
 
     def _now(self, name: str) -> Tensor:
-        return self.get_parameter(key(name)).detach()
+        return self._units(name).detach()
 
-    def _train(self, name: str, value: Tensor) -> None:
-        """Make a parameter of a constant."""
+    def _units(self, name: str) -> Tensor:
+        return self.get_parameter(key(name)) * self.get_buffer(_unit(name))
+
+    def _train(self, name: str, value: Tensor, axis: int | None = None) -> None:
+        """Make a parameter of a constant, whose slices along `axis` have units of their own."""
+        others = [place for place in range(value.dim()) if axis is None or place != axis % value.dim()]
+        size = value.detach().square().mean(others, keepdim=True).sqrt() if others else value.detach().abs()
+        unit = torch.where(size > 0, size, 1).log2().round().exp2()
         delattr(self, key(name))
-        self.register_parameter(key(name), nn.Parameter(value.detach().clone()))
+        self.register_buffer(_unit(name), unit, persistent=False)
+        self.register_parameter(key(name), nn.Parameter(value.detach() / unit))
+
+
+def _unit(name: str) -> str:
+    return f"{key(name)}_unit"
 
 
 def _narrowed(code: Code, bits: int) -> Code:

@@ -66,7 +66,7 @@ class Quantize(Scheme):
     keep_float: int = 0
     within: float = 1.0
     epochs: int = 5
-    lr: float = 5e-4
+    lr: float = 1e-3
     source: Source = "float"
     bits: int = 8
 

@@ -99,7 +99,8 @@ def test_weights_that_were_not_rounded_to_the_nearest_start_where_they_are(expor
     assert all(0 < share < 0.5 for share in turned)
     for name, array in GraphModule(ready.graph).constants().items():  # those that were, start where they came from
         if array.dim() == 4:
-            start = net.get_parameter(key(f"{name}_DequantizeLinear_Output"))
+            place = key(f"{name}_DequantizeLinear_Output")
+            start = net.get_parameter(place) * net.get_buffer(f"{place}_unit")
             assert (start == array).float().mean() > 0.5
 
 
@@ -135,6 +136,13 @@ def test_everything_that_is_coded_learns(exported, static, digits):
     assert all(np.any(after[name] != array) for name, array in stored.items() if name.endswith("_scale"))
 
 
+def test_parameters_are_of_one_size_whatever_they_stand_for(exported, static):
+    net = student(exported, static)
+    for value in net.parameters():
+        sizes = value.detach().square().mean(list(range(1, value.dim()))).sqrt() if value.dim() > 1 else value.detach()
+        assert 0.5 < float(sizes.square().mean().sqrt()) < 2
+
+
 @pytest.mark.parametrize(("bits", "limit"), [(7, 64), (5, 15), (4, 7), (2, 1)])
 def test_weights_keep_to_their_bits_whatever_they_learn(exported, static, bits, limit):
     net = student(exported, static, bits)
@@ -152,10 +160,11 @@ def test_a_bias_beside_dead_weights_is_kept(exported, static, digits, tmp_path):
     floats = GraphModule(prepared(exported.path)).constants()
     net = FakeQuantized(onnx.load(static.path), floats, 7)
     place = next(name for name, _ in net.named_parameters() if name.endswith("conv1/weight_scale"))
+    bias = next(name for name, value in net.named_parameters() if value.dim() == 1 and "bias" in name)
     with torch.no_grad():
         net.get_parameter(place)[0] = 1e-13
         net.get_parameter(place.replace("_scale", "_DequantizeLinear_Output"))[0] = 0
-        next(value for name, value in net.named_parameters() if value.dim() == 1 and "bias" in name)[0] = 1.5
+        net.get_parameter(bias)[0] = 1.5 / net.get_buffer(f"{bias}_unit").flatten()[0]
     x = next(digits.evaluation("val", 32)).x
     found = net(x).detach()
     assert (write(net.coded(), tmp_path / "q.onnx")(x) - found).norm() < 0.05 * found.norm()
@@ -183,7 +192,7 @@ def test_convolutions_run_in_integers(name, factors, tmp_path):
 def test_what_rounding_ruins_is_mended(trained, uneven, settings, few, tmp_path):
     x = next(few.evaluation("val", 32)).x
     torch.testing.assert_close(uneven(x), trained(x), rtol=1e-3, atol=1e-3)
-    small, report = Quantize("qat", epochs=4, reduce_range=True)(uneven, settings())
+    small, report = Quantize("qat", epochs=4, lr=0.01, reduce_range=True)(uneven, settings())
     scores, learnt = report.details["candidates"], report.details["qat"]
     assert scores["static"]["top1_val"] < scores["float"]["top1_val"] - 10
     assert scores["qat"]["top1_val"] > scores["static"]["top1_val"] + 5
@@ -208,7 +217,7 @@ def test_a_layer_in_float_learns_among_integers(exported, settings, few, tmp_pat
 def test_few_bits_learn_from_the_teacher_and_the_model_stays(trained, settings, few):
     state = {name: value.clone() for name, value in trained.state_dict().items()}
     plan = settings(teacher=Teacher(trained))
-    report = Quantize("qat", epochs=2, lr=0.001, bits=2, source="teacher")(trained, plan)[1]
+    report = Quantize("qat", epochs=2, lr=0.01, bits=2, source="teacher")(trained, plan)[1]
     learnt = report.details["qat"]
     assert learnt["top1_after"] > learnt["top1_before"] + 10
     assert all(torch.equal(value, state[name]) for name, value in trained.state_dict().items())
@@ -239,7 +248,7 @@ class Killed(BaseException):
 def test_a_killed_training_ends_bit_for_bit_like_one_that_was_not(
     dies_at, exported, static, settings, tmp_path, monkeypatch
 ):
-    lesson, steps = Lesson(2, 0.001, "float", 7), []
+    lesson, steps = Lesson(2, 0.01, "float", 7), []
     whole, expected, _ = trained_by(exported, static, settings(folder=tmp_path / "whole"), lesson)
 
     def die(regime, batch, step):
