@@ -1,6 +1,6 @@
 """How much smaller and faster a net of many parameters becomes by factors, on torch and on onnxruntime.
 
-Example: python -m experiments.lowrank_latency --name tv_vgg16 --method tucker --dense 0.33 --macs 0.35
+Example: python -m experiments.lowrank_latency --name tv_vgg16 --method tucker --dense 0.33 --macs 0.25
 First the fully connected layers become products by SVD, then the convolutions by another method. No weights are needed,
 since time does not depend on them; so nothing is said of accuracy.
 """

@@ -136,10 +136,13 @@ def _blocks(config: SurveyConfig, rows: dict[str, Row]) -> Iterator[str]:
         )
         yield compare_techniques.markdown(json.loads(told.read_text())).strip()
     yield "## Where"
-    for name, row in rows.items():
-        made = row["environment"]
-        versions = ", ".join(f"{package} {made['packages'][package]}" for package in ("torch", "timm", "onnxruntime"))
-        yield f"- {name}: revision {made['git']}, {made['processor']}, {made['cores']} cores, {versions}"
+    yield "\n".join(f"- {name}: {_where(row)}" for name, row in rows.items())
+
+
+def _where(row: Row) -> str:
+    made = row["environment"]
+    versions = ", ".join(f"{package} {made['packages'][package]}" for package in ("torch", "timm", "onnxruntime"))
+    return f"revision {str(made['git'])[:7]}, {made['processor']}, {made['cores']} cores, {versions}"
 
 
 def main(config: SurveyConfig, _: str) -> None:
