@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -171,7 +170,7 @@ class ObjectiveConfig:
         terms = {type(loss).__name__: Term(loss, self.weight, self.warmup), **self.terms}
         if self.hard:
             terms["CrossEntropy"] = Term(CrossEntropy(self.smoothing), self.hard)
-        return lambda: Objective({name: replace(term, loss=copy.deepcopy(term.loss)) for name, term in terms.items()})
+        return lambda: Objective.fresh(terms)
 
 
 def blueprint(name: str, width: float, depth: float, data: Data) -> Blueprint:

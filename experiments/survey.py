@@ -14,18 +14,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments import cli, compare_techniques
 from experiments.claims import CLAIMS, Figure, Setting, techniques
 from experiments.environment import describe
 from experiments.render.markdown import code, table
-from experiments.sweep import show
+from experiments.sweep import Row, read, show
 from kd.checkpoint import atomic_write
 from kd.console import say
 from kd.errors import InputError
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,7 @@ def examine(name: str, setting: Setting) -> Row:
 def known(setting: Setting) -> Row | None:
     """The row, where it was finished before."""
     path = setting.folder / "row.json"
-    found: Row | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+    return read(path) if path.exists() else None
 
 
 def figures(row: Row) -> list[Figure]:
@@ -134,7 +130,7 @@ def _blocks(config: SurveyConfig, rows: dict[str, Row]) -> Iterator[str]:
             "net and recovered by distillation from it, until validation loses more than a point; the strongest\n"
             "setting that did not is shown. The test split was read once, for this table."
         )
-        yield compare_techniques.markdown(json.loads(told.read_text())).strip()
+        yield compare_techniques.markdown(read(told)).strip()
     yield "## Where"
     yield "\n".join(f"- {name}: {_where(row)}" for name, row in rows.items())
 

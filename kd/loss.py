@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -92,6 +94,11 @@ class Objective(nn.Module):
             raise InputError("objective", "{}", "needs at least one term")
         self.losses = nn.ModuleDict({name: term.loss for name, term in terms.items()})
         self.weights = {name: (term.weight, term.warmup) for name, term in terms.items()}
+
+    @classmethod
+    def fresh(cls, terms: Mapping[str, Term]) -> Self:
+        """Of copies of the losses, which are bound to one pair of models."""
+        return cls({name: replace(term, loss=copy.deepcopy(term.loss)) for name, term in terms.items()})
 
     def named(self) -> list[tuple[str, Loss]]:
         return [(name, loss) for name, loss in self.losses.items() if isinstance(loss, Loss)]

@@ -6,9 +6,8 @@ of any schedule.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -90,8 +89,7 @@ def own(terms: Mapping[str, Term]) -> Method:
         raise InputError("own", "{}", "a method needs a loss or more")
 
     def regime(setting: Setting, epochs: int) -> Regime:
-        fresh = {name: replace(term, loss=copy.deepcopy(term.loss)) for name, term in terms.items()}
-        return Offline(setting.student(), setting.teacher, Objective(fresh))
+        return Offline(setting.student(), setting.teacher, Objective.fresh(terms))
 
     return _single(type(next(iter(terms.values())).loss), regime)
 

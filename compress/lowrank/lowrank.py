@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import students
 from compress.lowrank.cp import Degenerate
@@ -17,13 +17,14 @@ from compress.lowrank.harm import harms
 from compress.lowrank.layers import Layer, look
 from compress.lowrank.ranks import Choice, allocate, choices, front, sufficient
 from compress.stage import Artefact, Context, Report
-from compress.target import KINDS, TOLERANCE, By, Runtime, Shape, check, cost_of, time_share
+from compress.target import KINDS, TOLERANCE, By, Runtime, check, cost_of, time_share
 from kd.errors import InputError
 
 Method = Literal["auto", "svd", "tucker", "cp", "spatial"]
 Ranks = Literal["budget", "sensitivity", "energy", "evbmf"]
 
 
+Made = tuple[students.Classifier, dict[str, Any]]
 _TRIES = 7  # halves the share of MACs to a hundredth
 
 
@@ -80,38 +81,40 @@ class LowRank:
             raise InputError("stages", "lowrank", "must come before export: a file has no layers to factorise")
         images = context.images().to(model.mean.device)
         shape = (images.shape[1], images.shape[2], images.shape[3])
-        if self.by == "latency":
-            return self._timed(model, shape, context)
+        counted = replace(self, by="macs") if self.by == "latency" else self
         layers = [layer for layer in look(model, images, self.whiten) if self._forms(layer)]
-        chosen, refused = self._chosen(model, layers, cost_of(model, shape, self.by), context)
-        made = copy.deepcopy(model)
-        told = {}
-        for layer, (choice, weights) in zip(layers, chosen, strict=True):
-            if choice.ranks:
-                put(made, layer, choice.method, choice.ranks, weights)
-                told[layer.path] = {"method": choice.method, "rank": list(choice.ranks), "lost": choice.lost}
-        kept = {by: cost_of(made, shape, by) / cost_of(model, shape, by) for by in KINDS}
-        details = {"kept_macs": kept["macs"], "kept_params": kept["params"], "layers": told, "degenerate": refused}
-        return made.eval(), Report("lowrank", self._notes(kept[self.by], told, refused), details)
+        choose = counted._chooser(model, layers, cost_of(model, shape, counted.by), context)
 
-    def _timed(self, model: students.Classifier, shape: Shape, context: Context) -> tuple[Artefact, Report]:
+        def factorised(target: float) -> Made:
+            chosen, refused = choose(target)
+            made = copy.deepcopy(model)
+            told = {}
+            for layer, (choice, weights) in zip(layers, chosen, strict=True):
+                if choice.ranks:
+                    put(made, layer, choice.method, choice.ranks, weights)
+                    told[layer.path] = {"method": choice.method, "rank": list(choice.ranks), "lost": choice.lost}
+            kept = {f"kept_{by}": cost_of(made, shape, by) / cost_of(model, shape, by) for by in KINDS}
+            return made.eval(), kept | {"layers": told, "degenerate": refused}
+
+        if self.by == "latency":
+            made, details = self._timed(factorised, time_share(model, shape, self.runtime))
+        else:
+            made, details = factorised(self.target)
+        notes = self._notes(details[f"kept_{self.by}"], details["layers"], details["degenerate"])
+        return made, Report("lowrank", notes, details)
+
+    def _timed(self, factorised: Callable[[float], Made], time: Callable[[nn.Module], float]) -> Made:
         """Of the nets at a few shares of the multiply-accumulates the one whose time is nearest to the target."""
-        time, low, high = time_share(model, shape, self.runtime), 0.0, 1.0
-        best: tuple[float, Artefact, Report] | None = None
-        for _ in range(_TRIES):
+        low, high = 0.0, 1.0
+        tried: list[Made] = []
+        miss = lambda made: abs(made[1]["kept_latency"] - self.target)  # noqa: E731
+        while len(tried) < _TRIES and not (tried and miss(tried[-1]) <= TOLERANCE / 3):
             middle = (low + high) / 2
-            made, report = replace(self, target=middle, by="macs")(model, context)
-            assert isinstance(made, students.Classifier)
+            made, details = factorised(middle)
             share = time(made)
-            if best is None or abs(share - self.target) < abs(best[0] - self.target):
-                best = share, made, report
-            if abs(share - self.target) <= TOLERANCE / 3:
-                break
+            tried.append((made, details | {"kept_latency": share}))
             low, high = (low, middle) if share > self.target else (middle, high)
-        assert best is not None
-        share, made, report = best
-        details = report.details | {"kept_latency": share}
-        return made, Report("lowrank", self._notes(share, details["layers"], details["degenerate"]), details)
+        return min(tried, key=miss)
 
     @property
     def _methods(self) -> tuple[str, ...]:
@@ -121,31 +124,36 @@ class LowRank:
         """The methods that may make something of a layer."""
         return [name for name, form in FORMS.items() if form.suits(layer) and {name, "auto"} & set(self._methods)]
 
-    def _chosen(
+    def _chooser(
         self, model: students.Classifier, layers: Sequence[Layer], whole: int, context: Context
-    ) -> tuple[list[tuple[Choice, Sequence[Tensor]]], list[str]]:
-        """A choice for each layer and what it makes, and the layers whose CP was degenerate: without it, all is chosen
-        anew."""
+    ) -> Callable[[float], tuple[list[tuple[Choice, Sequence[Tensor]]], list[str]]]:
+        """A function of the target: a choice for each layer and what it makes, and the layers whose CP was degenerate:
+        without it, all is chosen anew."""
         judge = partial(harms, model, context=context) if self.ranks == "sensitivity" else None
-        options = [self._options(layer, self._forms(layer)) for layer in layers]
-        costs = judge(layers, options) if judge else None
+        every = [self._options(layer, self._forms(layer)) for layer in layers]
+        harm = judge(layers, every) if judge else None
         made: dict[tuple[str, Choice], Sequence[Tensor]] = {}
-        refused: list[str] = []
-        while True:
-            found = self._allocated(layers, options, costs, whole)
-            before = len(refused)
-            for place, (layer, choice) in enumerate(zip(layers, found, strict=True)):
-                try:
-                    if choice.ranks and (layer.path, choice) not in made:
-                        made[layer.path, choice] = factors(layer, choice.method, choice.ranks)
-                except Degenerate:
-                    refused.append(layer.path)
-                    options[place] = self._options(layer, [name for name in self._forms(layer) if name != "cp"])
-                    if judge and costs:
-                        costs[place] = judge([layer], [options[place]])[0]
-            if len(refused) == before:
-                pairs = zip(layers, found, strict=True)
-                return [(choice, made.get((layer.path, choice), ())) for layer, choice in pairs], refused
+
+        def choose(target: float) -> tuple[list[tuple[Choice, Sequence[Tensor]]], list[str]]:
+            options, costs = list(every), list(harm) if harm else None
+            refused: list[str] = []
+            while True:
+                found = self._allocated(layers, options, costs, whole, target)
+                before = len(refused)
+                for place, (layer, choice) in enumerate(zip(layers, found, strict=True)):
+                    try:
+                        if choice.ranks and (layer.path, choice) not in made:
+                            made[layer.path, choice] = factors(layer, choice.method, choice.ranks)
+                    except Degenerate:
+                        refused.append(layer.path)
+                        options[place] = self._options(layer, [name for name in self._forms(layer) if name != "cp"])
+                        if judge and costs:
+                            costs[place] = judge([layer], [options[place]])[0]
+                if len(refused) == before:
+                    pairs = zip(layers, found, strict=True)
+                    return [(choice, made.get((layer.path, choice), ())) for layer, choice in pairs], refused
+
+        return choose
 
     def _options(self, layer: Layer, methods: Sequence[str]) -> list[Choice]:
         """The ways to have a layer that are worth their cost, the one as it is first."""
@@ -162,12 +170,13 @@ class LowRank:
         options: Sequence[Sequence[Choice]],
         costs: Sequence[Sequence[float]] | None,
         whole: int,
+        target: float,
     ) -> list[Choice]:
         if self.ranks in ("energy", "evbmf"):
             hints = [self._hints(layer) if self.ranks == "evbmf" else {} for layer in layers]
             return [sufficient(option, self.energy, hint) for option, hint in zip(options, hints, strict=True)]
         rest = whole - sum(option[0].cost for option in options)  # what is not up for choice
-        return allocate(options, int(self.target * whole) - rest, costs)
+        return allocate(options, int(target * whole) - rest, costs)
 
     def _hints(self, layer: Layer) -> dict[str, tuple[int, ...]]:
         return {name: FORMS[name].hint(layer) for name in self._forms(layer)}

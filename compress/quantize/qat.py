@@ -147,8 +147,7 @@ class FakeQuantized(GraphModule):
     def _step(self, name: str, code: Code) -> Tensor:
         """Where the scale of few bits starts (Esser et al. 2020, section 2.1)."""
         size = self._now(name).abs()
-        others = [place for place in range(size.dim()) if code.axis is None or place != code.axis % size.dim()]
-        return 2 * size.mean(others) / code.high**0.5
+        return 2 * size.mean(_others(size, code.axis)) / code.high**0.5
 
     def _unrounded(self, name: str, code: Code, floats: Mapping[str, Tensor]) -> Tensor:
         """What was rounded to the integers; where something else was, the integers."""
@@ -169,12 +168,17 @@ class FakeQuantized(GraphModule):
 
     def _train(self, name: str, value: Tensor, axis: int | None = None) -> None:
         """Make a parameter of a constant, whose slices along `axis` have units of their own."""
-        others = [place for place in range(value.dim()) if axis is None or place != axis % value.dim()]
+        others = _others(value, axis)
         size = value.detach().square().mean(others, keepdim=True).sqrt() if others else value.detach().abs()
         unit = torch.where(size > 0, size, 1).log2().round().exp2()
         delattr(self, key(name))
         self.register_buffer(_unit(name), unit, persistent=False)
         self.register_parameter(key(name), nn.Parameter(value.detach() / unit))
+
+
+def _others(x: Tensor, axis: int | None) -> list[int]:
+    """The dimensions of a slice along `axis`, all where that is None."""
+    return [place for place in range(x.dim()) if axis is None or place != axis % x.dim()]
 
 
 def _unit(name: str) -> str:

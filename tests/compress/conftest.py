@@ -43,6 +43,24 @@ def exported(trained: nn.Module, digits: Data, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[type]]:
+    """A clock of our own, where a share of the time is to be met: an image takes `milliseconds(name, model)`, of names
+    "model" and "reference". Returns the types of what is measured, as they come."""
+
+    def run(milliseconds: Callable[[str, object], float]) -> list[type]:
+        seen: list[type] = []
+
+        def timed(models: dict[str, object], shape: tuple[int, int, int], **_: object) -> dict[str, object]:
+            seen.extend(map(type, models.values()))
+            return {name: {"batch1": {"p50": milliseconds(name, model)}} for name, model in models.items()}
+
+        monkeypatch.setattr("compress.target.latency", timed)
+        return seen
+
+    return run
+
+
+@pytest.fixture
 def context(digits: Data, tmp_path: Path) -> Callable[..., Context]:
     def make(**changes: object) -> Context:
         settings = {

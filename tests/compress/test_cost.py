@@ -91,7 +91,7 @@ def test_every_family_costs_what_is_sketched(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224", "sequencer2d_s"])
-def test_a_sketch_takes_a_moment(name):
+def test_a_sketch_takes_no_second(name):
     plan = students.Blueprint(name, 100, image_size=zoo.published(name).image_size)
 
     def seconds():
@@ -99,7 +99,7 @@ def test_a_sketch_takes_a_moment(name):
         sketch(plan)
         return time.process_time() - start
 
-    assert min(seconds() for _ in range(3)) < 2  # a core that is shared counts twice
+    assert any(seconds() < 1 for _ in range(10))  # a core that is shared is slow for a while
 
 
 def test_a_sketch_of_what_cannot_be_built_says_why():

@@ -55,7 +55,7 @@ def test_more_rounds_while_there_is_time_but_no_more_than_that():
     log: list[tuple[str, int]] = []
     start = time.perf_counter()
     latency({"a": Fake("a", 0.005, log), "b": Fake("b", 0.005, log)}, (1, 2, 2), repeats=2, seconds=0.6)
-    assert 0.6 <= time.perf_counter() - start < 6  # on a machine that does other work, too
+    assert 0.6 <= time.perf_counter() - start < 1.2
     assert len(log) > 2 * 2 * 10
 
 

@@ -201,29 +201,18 @@ def test_a_gradual_schedule_goes_on_after_a_kill(context, trained, tmp_path):
     assert all(torch.equal(one, resumed.state_dict()[name]) for name, one in whole.state_dict().items())
 
 
-def test_a_share_of_the_time_is_met_by_measuring(context, monkeypatch):
-    """A clock of our own: an image takes as many seconds as the net has parameters."""
+def test_a_share_of_the_time_is_met_by_measuring(context, clock):
+    """An image takes as long as the net has parameters."""
     model = create("cifar_resnet8")
-
-    def counted(models, shape, **_):
-        sizes = {name: cost.measure(each, shape).params for name, each in models.items()}
-        return {name: {"batch1": {"p50": float(size)}} for name, size in sizes.items()}
-
-    monkeypatch.setattr("compress.target.latency", counted)
+    clock(lambda name, net: sum(parameter.numel() for parameter in net.parameters()))
     pruned, report = finely(0.5, by="latency", runtime="torch")(model, context())
 
     assert shares(model, pruned)["params"] == pytest.approx(0.5, abs=0.03)
     assert report.details["kept_latency"] == pytest.approx(0.5, abs=0.03)
 
 
-def test_time_is_measured_on_the_runtime_of_the_file_unless_told_otherwise(context, monkeypatch):
-    seen = []
-
-    def fast(models, shape, **_):
-        seen.extend(map(type, models.values()))
-        return {name: {"batch1": {"p50": 0.4 if name == "model" else 1.0}} for name in models}
-
-    monkeypatch.setattr("compress.target.latency", fast)
+def test_time_is_measured_on_the_runtime_of_the_file_unless_told_otherwise(context, clock):
+    seen = clock(lambda name, net: 0.4 if name == "model" else 1.0)
     _, report = Prune(0.5, by="latency")(create("cifar_resnet8"), context())
 
     assert set(seen) == {OnnxModel}

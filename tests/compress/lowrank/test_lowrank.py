@@ -466,17 +466,8 @@ def test_a_layer_whose_cp_is_degenerate_stays_or_falls_to_another_method(method,
     assert torch.isfinite(answers(made)).all()
 
 
-def clock(monkeypatch, seconds):
-    """A clock of our own: an image takes `seconds` of a net's parameters."""
-
-    def timed(models, shape, **_):
-        return {name: {"batch1": {"p50": seconds(cost.measure(net, shape).params)}} for name, net in models.items()}
-
-    monkeypatch.setattr("compress.target.latency", timed)
-
-
-def test_a_share_of_the_time_is_met_by_measuring(context, monkeypatch):
-    clock(monkeypatch, lambda params: 1e3 + params)
+def test_a_share_of_the_time_is_met_by_measuring(context, clock):
+    clock(lambda name, net: 1e3 + cost.measure(net, SHAPE).params)
     model = create("cifar_resnet8")
     whole = cost.measure(model, SHAPE).params
     small, report = LowRank(0.6, "latency", "tucker", runtime="torch")(model, context())
@@ -486,21 +477,15 @@ def test_a_share_of_the_time_is_met_by_measuring(context, monkeypatch):
     assert not any("instead" in note for note in report.notes)
 
 
-def test_a_time_that_nothing_changes_is_told(context, monkeypatch):
-    clock(monkeypatch, lambda params: 1.0)
+def test_a_time_that_nothing_changes_is_told(context, clock):
+    clock(lambda name, net: 1.0)
     _, report = LowRank(0.6, "latency", "tucker", runtime="torch")(create("cifar_resnet8"), context())
     assert report.details["kept_latency"] == 1.0
     assert "100% of the latency are kept instead of 60%" in report.notes[-1]
 
 
-def test_time_is_measured_on_the_runtime_of_the_file_unless_told_otherwise(context, monkeypatch):
-    seen = []
-
-    def fast(models, shape, **_):
-        seen.extend(map(type, models.values()))
-        return {name: {"batch1": {"p50": 0.7 if name == "model" else 1.0}} for name in models}
-
-    monkeypatch.setattr("compress.target.latency", fast)
+def test_time_is_measured_on_the_runtime_of_the_file_unless_told_otherwise(context, clock):
+    seen = clock(lambda name, net: 0.7 if name == "model" else 1.0)
     _, report = LowRank(0.7, "latency", "tucker")(create("cifar_resnet8"), context())
     assert seen == [OnnxModel, OnnxModel]
     assert report.details["kept_latency"] == 0.7
