@@ -21,12 +21,13 @@ from compress.quantize.compact import compact
 from compress.quantize.equalize import equalize
 from compress.quantize.net import Net
 from compress.quantize.scheme import Scheme
-from compress.quantize.weights import Settled, settle, settled
+from compress.quantize.weights import Settled, scales, settle, settled
 from kd.errors import InputError
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
+_STEPS = "TensorQuantOverrides"
 _FLOAT = ("InstanceNormalization",)
 """What runs in float anyhow; copies of biases that they share may get a name that is taken."""
 
@@ -106,9 +107,10 @@ class Ready:
         }
         part = {name: new for name, new in self._settled.items() if name not in keep and (not only or name in only)}
         excluded = [node.name for node in self.graph.graph.node if node.op_type in _FLOAT]
+        net = self._net(part)
         with _told("static"), _quiet():
             quantizer = QDQQuantizer(
-                self._net(part).model,
+                net.model,
                 self.scheme.per_channel,
                 self.scheme.reduced,
                 QuantType.QInt8,
@@ -117,7 +119,7 @@ class Ready:
                 list(only),
                 [*excluded, *keep],
                 [*QDQRegistry, *QLinearOpsRegistry],
-                {},
+                {_STEPS: scales(net, part)},
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
@@ -130,7 +132,8 @@ class Ready:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         # onnxruntime gives the channels of a convolution one scale
-        net = self._net(settled(Net(self.graph), self.images, self.scheme, together="Conv"))
+        found = settled(Net(self.graph), self.images, self.scheme, together="Conv")
+        net = self._net(found)
         with TemporaryDirectory() as folder, _told("dynamic"), _quiet():
             result = Path(folder) / "result.onnx"
             quantize_dynamic(
@@ -139,6 +142,7 @@ class Ready:
                 per_channel=self.scheme.per_channel,
                 reduce_range=self.scheme.reduced,
                 weight_type=QuantType.QInt8,
+                extra_options={_STEPS: scales(net, found)},
             )
             return written(onnx.load(result), path)
 

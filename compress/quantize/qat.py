@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Source = Literal["float", "teacher", "reference"]
-_LIMITS = {8: 127, 7: 64}  # of onnxruntime's weights, the second where their range is reduced
 _INT32 = 2.0**31 - 1
 
 
@@ -37,19 +36,15 @@ class Lesson:
         epochs, lr: of the training, which is AdamW's: a step changes weights, biases and scales by about this share of
             what they are, whatever their size, which differs by far among the channels of folded weights.
         source: whom it learns from: the "float" file, the context's "teacher", or the "reference" before all stages.
-        bits: of weights, 2 to 8, 7 where the range is reduced. They are stored in bytes all the same.
     """
 
     epochs: int = 5
     lr: float = 1e-3
     source: Source = "float"
-    bits: int = 8
 
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):
             raise InputError("quantize.source", self.source, f"must be one of {', '.join(get_args(Source))}")
-        if self.bits not in range(2, 9):
-            raise InputError("quantize.bits", self.bits, "must be 2 to 8")
         for name in ("epochs", "lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"quantize.{name}", getattr(self, name), "must be above 0")
@@ -67,15 +62,15 @@ class FakeQuantized(GraphModule):
         coded: as `compress.quantize.integer.Ready` makes it.
         floats: weights before they were rounded, by name; those missing, or rounded elsewhere than to the nearest
             integer, start from the integers.
-        bits: of weights: those of `coded`, 7 or 8, or fewer.
+        most: the largest integer of a weight.
     """
 
-    def __init__(self, coded: ModelProto, floats: Mapping[str, Tensor], bits: int = 8) -> None:
+    def __init__(self, coded: ModelProto, floats: Mapping[str, Tensor], most: int) -> None:
         super().__init__(coded)
         self._file = coded
         norms = {name for node in self._nodes if node.operator == "BatchNormalization" for name in node.inputs[1:]}
         lone = {name for name, code in self.codes.items() if code.source and self._start(name).numel() == 1}
-        self.codes = {name: _narrowed(code, bits) for name, code in self.codes.items() if name not in norms | lone}
+        self.codes = {name: _narrowed(code, most) for name, code in self.codes.items() if name not in norms | lone}
         self._biases = self._sums()
         sources = {name: code for name, code in self.codes.items() if code.source is not None}
         values = {name: self._unrounded(name, code, floats) for name, code in sources.items()}
@@ -85,8 +80,7 @@ class FakeQuantized(GraphModule):
                 self._train(name, values[name], code.axis)
             if name not in self._biases and code.scale not in self._scales:
                 self._scales.add(code.scale)
-                fewer = code.source is not None and code.high < min(_LIMITS.values())
-                self._train(code.scale, self._step(name, code) if fewer else self._start(code.scale), 0)
+                self._train(code.scale, self._start(code.scale), 0)
         read = {name for node in self._nodes if node.operator in PRODUCTS for name in node.inputs[1:]}
         self._plain = sorted(name for name in read if key(name) in self._buffers and self._start(name).numel() > 1)
         for name in self._plain:  # products in float, and biases that they add in float
@@ -144,18 +138,14 @@ class FakeQuantized(GraphModule):
             if bias in self.codes and self.codes[bias].high == _INT32
         }
 
-    def _step(self, name: str, code: Code) -> Tensor:
-        """Where the scale of few bits starts (Esser et al. 2020, section 2.1)."""
-        size = self._now(name).abs()
-        return 2 * size.mean(_others(size, code.axis)) / code.high**0.5
-
     def _unrounded(self, name: str, code: Code, floats: Mapping[str, Tensor]) -> Tensor:
         """What was rounded to the integers; where something else was, the integers."""
         assert code.source is not None
         start = self._start(name)
-        value, step = floats.get(code.source.removesuffix("_quantized"), start), self._start(code.scale)
-        half = along(step, code.axis, start) / 2 + torch.finfo(start.dtype).eps * start.abs()  # of integers of 32 bits
-        return torch.where((value - start).abs() <= half, value, start)
+        value = floats.get(code.source.removesuffix("_quantized"), start)
+        step = along(self._start(code.scale), code.axis, start)
+        half = step / 2 + torch.finfo(start.dtype).eps * start.abs()  # of integers of 32 bits
+        return torch.where((value.clamp(code.low * step, code.high * step) - start).abs() <= half, value, start)
 
     def _start(self, name: str) -> Tensor:
         return self.get_buffer(key(name))
@@ -185,16 +175,13 @@ def _unit(name: str) -> str:
     return f"{key(name)}_unit"
 
 
-def _narrowed(code: Code, bits: int) -> Code:
-    """Signed weights, of which there is one negative integer more than positive ones, in so many bits."""
-    if code.source is None or code.high != 127:
-        return code
-    limit = _LIMITS.get(bits, 2 ** (bits - 1) - 1)
-    return replace(code, low=-limit, high=limit)
+def _narrowed(code: Code, most: int) -> Code:
+    """Signed weights, of which there is one negative byte more than positive ones, up to `most`."""
+    return replace(code, low=-most, high=most) if code.source is not None and code.high == 127 else code
 
 
 def trained(
-    model: ModelProto, static: ModelProto, context: Context, lesson: Lesson
+    model: ModelProto, static: ModelProto, most: int, context: Context, lesson: Lesson
 ) -> tuple[ModelProto, dict[str, Any], list[str]]:
     """What becomes of a statically quantised file as it trains; also figures for a report, and what is to be said.
 
@@ -203,13 +190,14 @@ def trained(
 
     Args:
         model: the float graph, its constants folded.
-        static: the same quantised, with weights of as many bits as `lesson` says, or more.
+        static: the same quantised.
+        most: the largest integer of its weights.
 
     Raises:
         InputError: (field `quantize.mode`) the graph has an operator that has no gradient here.
     """
     teacher, data = GraphModule(model), context.data
-    student = FakeQuantized(static, teacher.constants(), lesson.bits)
+    student = FakeQuantized(static, teacher.constants(), most)
     untrained = student.coded()
     before = evaluate(student, data.evaluation("val")).top1
     if lesson.source == "float":

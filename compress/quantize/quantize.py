@@ -1,4 +1,4 @@
-"""`Quantize`: which eight-bit form of a model is worth keeping, by what it is measured to be."""
+"""`Quantize`: which form of a model in integers is worth keeping, by what it is measured to be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.onnx_model import OnnxModel
 from compress.quantize.damage import damage
 from compress.quantize.integer import Ready, integer_convolutions, written
 from compress.quantize.qat import Lesson, Source, trained
-from compress.quantize.scheme import Scheme, x86
+from compress.quantize.scheme import SAFE, Scheme, x86
 from compress.stage import Artefact, Context, Report, check_logits
 from kd.errors import InputError
 from kd.evaluate import evaluate
@@ -34,7 +34,7 @@ _FORMS = {
 
 @dataclass(frozen=True)
 class Quantize(Scheme):
-    """Eight-bit integers: activations unsigned, weights signed and symmetric. A module is exported first.
+    """Integers: activations unsigned bytes, weights signed and symmetric. A module is exported first.
 
     Static quantisation fixes the range of each activation from training images and lets onnxruntime fuse whole layers
     into integer ones (Jacob et al. 2018): what convnets need. Dynamic quantisation finds the ranges as it runs: kinder
@@ -52,7 +52,7 @@ class Quantize(Scheme):
         within: points of accuracy that "auto" may give away.
         epochs, lr: of the training of "qat", by AdamW.
         source: whom it learns from: the "float" file, the "teacher", or the "reference", the model before all stages.
-        bits: of weights in "qat", 2 to 8; they are stored in bytes all the same.
+        bits: of weights, 2 to 8; of at most 4 bits a file stores two in a byte, and computes in bytes all the same.
         per_channel: a scale for each output channel of a weight.
         reduce_range: weights of 7 bits, because products of 8 bits overflow on x86 processors without VNNI;
             None: where this processor is such a one.
@@ -68,11 +68,10 @@ class Quantize(Scheme):
     epochs: int = 5
     lr: float = 1e-3
     source: Source = "float"
-    bits: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Lesson(self.epochs, self.lr, self.source, self.bits)
+        Lesson(self.epochs, self.lr, self.source)
         if self.mode not in _FORMS:
             raise InputError("quantize.mode", self.mode, f"must be one of {', '.join(_FORMS)}")
         if self.keep_float < 0 or (self.keep_float and self.mode == "dynamic"):
@@ -97,8 +96,8 @@ class Quantize(Scheme):
                     if form == "mixed" or (form == "static" and self.mode != "auto"):
                         kept = self._worst(ready, exported)
                     if form == "qat":
-                        lesson = Lesson(self.epochs, self.lr, self.source, min(self.bits, 7 if self.reduced else 8))
-                        made, learnt["qat"], told = trained(ready.graph, ready.coded([*kept]), context, lesson)
+                        lesson, coded = Lesson(self.epochs, self.lr, self.source), ready.coded([*kept])
+                        made, learnt["qat"], told = trained(ready.graph, coded, self.most, context, lesson)
                         files[form] = written(made, path)
                         notes += told
                     else:
@@ -116,7 +115,7 @@ class Quantize(Scheme):
             details["kept_float"] = kept
             if chosen in ("mixed", self.mode):
                 notes.append(f"left in float, because they change the answers most: {', '.join(kept)}")
-        report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, self.reduced)), details)
+        report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, self.most)), details)
         return OnnxModel(context.folder / ONNX), report
 
     def _hurts(self, files: dict[str, OnnxModel], context: Context) -> bool:
@@ -162,7 +161,7 @@ def _best(scores: Scores, within: float) -> str:
     return min((name for name in good if scores[name]["file_bytes"] <= limit), key=time)
 
 
-def _notes(scores: Scores, chosen: str, within: float, reduced: bool) -> tuple[str, ...]:
+def _notes(scores: Scores, chosen: str, within: float, most: int) -> tuple[str, ...]:
     """What became worse, and where the file does not suit."""
     if chosen == "float":
         return (f"kept in float: no int8 file was as fast within {within:g} points of accuracy on validation",)
@@ -176,6 +175,6 @@ def _notes(scores: Scores, chosen: str, within: float, reduced: bool) -> tuple[s
             notes.append(f"int8 ({chosen}) is slower than float here: x{slower:.2f} at batch {batch}")
     if after["file_bytes"] > before["file_bytes"]:
         notes.append(f"int8 ({chosen}) is larger than float: {after['file_bytes']} bytes, not {before['file_bytes']}")
-    if x86() and not reduced:
+    if x86() and most > SAFE:
         notes.append("8-bit weights overflow on x86 processors without VNNI; with reduce_range=true they run anywhere")
     return tuple(notes)

@@ -11,6 +11,7 @@ from compress.quantize.calibrate import RANGES
 from kd.errors import InputError
 
 ROUNDINGS = ("nearest", "learned")
+SAFE = 64  # integers of weights up to which two products with unsigned bytes add up in 16 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class Scheme:
     """How weights (signed, symmetric) and activations (unsigned bytes) become integers.
 
     Attributes:
+        bits: of weights, 2 to 8; of at most 4 bits a file stores two in a byte.
         per_channel: a scale for each output channel of a weight.
         reduce_range: weights of 7 bits, because products of 8 bits overflow on x86 processors without VNNI;
             None: where this processor is such a one.
@@ -27,6 +29,7 @@ class Scheme:
         rounding: of weights, "nearest", or "learned" so that the layer's outputs change least.
     """
 
+    bits: int = 8
     per_channel: bool = True
     reduce_range: bool | None = None
     calibrate: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
@@ -35,6 +38,8 @@ class Scheme:
     rounding: Literal["nearest", "learned"] = "nearest"
 
     def __post_init__(self) -> None:
+        if self.bits not in range(2, 9):
+            raise InputError("quantize.bits", self.bits, "must be 2 to 8")
         for name, allowed in (("calibrate", tuple(RANGES)), ("rounding", ROUNDINGS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"quantize.{name}", getattr(self, name), f"must be one of {', '.join(allowed)}")
@@ -45,8 +50,8 @@ class Scheme:
 
     @property
     def most(self) -> int:
-        """The largest integer of a weight."""
-        return 64 if self.reduced else 127
+        """The largest integer of a weight; onnxruntime counts 64 to the 7 bits of a reduced range."""
+        return min(2 ** (self.bits - 1) - 1, SAFE if self.reduced else 127)
 
 
 def saturates() -> bool:

@@ -1,13 +1,10 @@
-"""Weights as multiples of a step, which onnxruntime's quantiser then finds: by what is rounded where, and the biases.
-
-Whatever is chosen here is written into the float weights. The largest of a row is the largest integer times the step,
-so a quantiser that divides the row by its largest weight comes to the same step and the same integers.
-"""
+"""Weights as multiples of a step: by what is rounded where, and what that adds to biases."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +15,26 @@ from compress.quantize.scheme import Scheme
 
 _POSITIONS = 1 << 6  # of one image, that second moments are made of
 _LEAST = 1e-6  # of the error of a row: less is not worth turning a weight
+_MANY = 64  # integers on each side: enough for the largest weight to have the last
+_SHARES = torch.linspace(1, 0.3, 36)  # of the largest weight, that are tried for fewer
 
 
-Settled = dict[str, tuple[np.ndarray, np.ndarray | None]]
-"""By the name of a layer its new weight, and what is added to its bias."""
+class Rounding(NamedTuple):
+    """What becomes of a layer.
+
+    Attributes:
+        weight: all multiples of the step.
+        step: (out, 1), or (1, 1) for all.
+        amount: (out,) that is added to its bias.
+    """
+
+    weight: np.ndarray
+    step: Tensor
+    amount: np.ndarray | None
+
+
+Settled = dict[str, Rounding]
+"""By the name of a layer."""
 
 
 def settled(net: Net, images: Tensor, scheme: Scheme, together: str = "") -> Settled:
@@ -40,7 +53,7 @@ def settled(net: Net, images: Tensor, scheme: Scheme, together: str = "") -> Set
             integers = learned(rows, step, scheme.most, moments[layer.name])
         rounded = layer.whole(step * integers, tuple(weight.shape))
         amount = -drift(layer, means[layer.name], rounded - weight).numpy() if scheme.correct_bias else None
-        found[layer.name] = rounded.numpy(), amount
+        found[layer.name] = Rounding(rounded.numpy(), step, amount)
     return found
 
 
@@ -48,17 +61,34 @@ def settle(net: Net, found: Settled) -> None:
     """Give the layers that are found their new weights and biases."""
     for layer in net.layers:
         if layer.name in found:
-            net[layer.weight], amount = found[layer.name]
-            if amount is not None:
+            net[layer.weight] = found[layer.name].weight
+            if (amount := found[layer.name].amount) is not None:
                 net.add(layer, amount)
 
 
+def scales(net: Net, found: Settled) -> dict[str, list[dict[str, Any]]]:
+    """The steps of the layers that are found, as onnxruntime's quantisers take them ("TensorQuantOverrides")."""
+    told = {}
+    for layer in net.layers:
+        if layer.name in found:
+            step = found[layer.name].step
+            axis = {"axis": int(layer.turned)} if len(step) > 1 else {}
+            told[layer.weight] = [axis | {"scale": np.float32(each), "zero_point": 0} for each in step.flatten()]
+    return told
+
+
 def steps(rows: Tensor, scheme: Scheme) -> Tensor:
-    """(out, 1) what integers stand for multiples of: the largest for the largest weight, of a row or of all."""
-    far = rows.abs().amax(1, keepdim=True)
-    if not scheme.per_channel:
-        far = far.amax().expand_as(far)
-    return _half(torch.where(far > 0, far, 1.0) / scheme.most)
+    """What integers stand for multiples of: the last for the largest weight, of a row, (out, 1), or of all, (1, 1).
+
+    Few integers leave less of a squared error where the last stands for less and the largest weights are clipped.
+    """
+    each = rows if scheme.per_channel else rows.reshape(1, -1)
+    far = each.abs().amax(1, keepdim=True)
+    widest = torch.where(far > 0, far, 1.0) / scheme.most
+    tries = [_half(widest * share) for share in (_SHARES if scheme.most < _MANY else _SHARES[:1])]
+    errors = [(step * nearest(each, step, scheme.most) - each).square().sum(1) for step in tries]
+    best = torch.stack(errors).argmin(0)
+    return torch.stack(tries)[best, torch.arange(len(each))]
 
 
 def _half(step: Tensor) -> Tensor:
@@ -81,13 +111,12 @@ def learned(rows: Tensor, step: Tensor, most: int, moments: Tensor) -> Tensor:
 
     Args:
         rows: (out, fan in), the rows of a group next to each other.
-        step: (out, 1).
+        step: (out, 1), or (1, 1) for all.
         moments: (groups, fan in, fan in), the mean of x x' over what the rows of a group meet.
     """
     exact = (rows / step).clamp(-most, most)
     found = exact.round()
-    full = found.abs() == most  # stays so: by it a quantiser finds the step
-    below, above = torch.where(full, found, exact.floor()), torch.where(full, found, exact.ceil())
+    below, above = exact.floor(), exact.ceil()
     group = torch.arange(len(rows)) * len(moments) // len(rows)
     each = torch.arange(len(rows))
     squares = moments.diagonal(dim1=1, dim2=2)[group]

@@ -143,17 +143,17 @@ def test_the_worst_layers_stay_in_float(exported, context, tmp_path):
 def test_what_became_worse_is_told_in_words(monkeypatch):
     monkeypatch.setattr("compress.quantize.quantize.x86", lambda: False)
     scores = {"float": score(90.0, 1000, 1.0), "static": score(89.25, 1100, 1.2)}
-    assert _notes(scores, "static", 1.0, True) == (
+    assert _notes(scores, "static", 1.0, 64) == (
         "int8 (static) costs 0.75 points of accuracy on validation",
         "int8 (static) is slower than float here: x1.20 at batch 1",
         "int8 (static) is slower than float here: x1.20 at batch 32",
         "int8 (static) is larger than float: 1100 bytes, not 1000",
     )
-    assert _notes(scores | {"static": score(90.0, 300, 0.9)}, "static", 1.0, True) == ()
-    assert "kept in float" in _notes(scores, "float", 1.0, True)[0]
+    assert _notes(scores | {"static": score(90.0, 300, 0.9)}, "static", 1.0, 64) == ()
+    assert "kept in float" in _notes(scores, "float", 1.0, 64)[0]
     monkeypatch.setattr("compress.quantize.quantize.x86", lambda: True)
-    assert "VNNI" in _notes(scores, "static", 1.0, reduced=False)[-1]
-    assert "VNNI" not in _notes(scores, "static", 1.0, reduced=True)[-1]
+    assert "VNNI" in _notes(scores, "static", 1.0, most=127)[-1]
+    assert "VNNI" not in _notes(scores, "static", 1.0, most=64)[-1]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,8 @@ def test_what_became_worse_is_told_in_words(monkeypatch):
     [
         ({"mode": "float"}, r"quantize.mode: float: must be one of auto, static, dynamic"),
         ({"calibrate": "kl"}, r"quantize.calibrate: kl: must be one of minmax, percentile, entropy, mse"),
+        ({"bits": 1}, r"quantize.bits: 1: must be 2 to 8"),
+        ({"bits": 9}, r"quantize.bits: 9: must be 2 to 8"),
         ({"rounding": "up"}, r"quantize.rounding: up: must be one of nearest, learned"),
         ({"keep_float": -1}, r"quantize.keep_float: -1: must be 0 or more"),
         ({"keep_float": 1, "mode": "dynamic"}, r"quantize.keep_float: 1: .* 0 in dynamic files"),

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from ml_dtypes import int4
 from onnx import helper, numpy_helper
 from torch.nn.functional import conv2d
 
@@ -39,8 +40,8 @@ def test_steps_are_those_of_the_largest_weight():
         assert torch.equal(found, found.half().float())
         assert nearest(rows, found, most).abs().amax(1).tolist() == [most, most, 0]
     whole = steps(rows, Scheme(reduce_range=False, per_channel=False))
-    assert whole.shape == (3, 1)
-    assert whole.flatten().tolist() == pytest.approx([2.0 / 127] * 3, rel=2e-3)
+    assert whole.shape == (1, 1)
+    assert whole.item() == pytest.approx(2.0 / 127, rel=2e-3)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -140,21 +141,45 @@ def test_what_rounding_adds_to_means_is_taken_out(make_net, biased):
     assert means[True].max() < 1e-5
 
 
+@pytest.mark.parametrize("bits", [8, 5, 4, 2])
 @pytest.mark.parametrize("rounding", ["nearest", "learned"])
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
-def test_the_file_holds_the_integers_that_were_chosen(exported, digits, tmp_path, rounding, mode):
+def test_the_file_holds_the_integers_that_were_chosen(exported, digits, tmp_path, rounding, mode, bits):
     images = next(digits.evaluation("val", 16)).x
-    scheme = Scheme(reduce_range=False, rounding=rounding, correct_bias=True)
+    scheme = Scheme(bits=bits, reduce_range=False, rounding=rounding, correct_bias=True)
     ready = Ready(exported, images, scheme)
     file = ready.static(tmp_path / "q.onnx") if mode == "static" else ready.dynamic(tmp_path / "q.onnx")
     stored = [numpy_helper.to_array(tensor) for tensor in onnx.load(file.path).graph.initializer]
-    stored = [array for array in stored if array.dtype == np.int8 and array.size > 64]
+    stored = [array.astype(int) for array in stored if array.dtype in (np.int8, int4) and array.size > 64]
+    assert len(stored) == len(ready.net.layers)
+    assert max(np.abs(array).max() for array in stored) == 2 ** (bits - 1) - 1
     chosen = []
     for layer in ready.net.layers:
         if mode == "static" or layer.kind == "Gemm":
             rows = layer.rows(ready.net[layer.weight])
-            integers = np.round(rows * 127 / np.abs(rows).max(1, keepdims=True))
-            chosen.append(integers)
-            alike = [array for array in stored if array.size == rows.size]
-            assert any(np.array_equal(each, integers) for array in alike for each in (layer.rows(array), array.T))
+            alike = [each for array in stored if array.size == rows.size for each in (layer.rows(array), array.T)]
+            chosen.append(any(np.allclose(multiples(each, rows), rows, rtol=1e-5) for each in alike))
     assert chosen
+    assert all(chosen)
+
+
+def multiples(integers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What they stand for, by steps for which the largest of each row are those of `rows`."""
+    if integers.shape != rows.shape:
+        return np.zeros_like(rows)
+    return integers * np.abs(rows).max(1, keepdims=True) / np.abs(integers).max(1, keepdims=True).clip(1)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_few_integers_leave_the_least_error_of_all_steps(per_channel):
+    rows = torch.randn(5, 200, generator=torch.Generator().manual_seed(0)).double()
+    rows[0] = 0
+    scheme = Scheme(bits=3, reduce_range=False, per_channel=per_channel)
+    found = steps(rows.float(), scheme).double()
+    for group, step in zip(rows[1:] if per_channel else [rows], found[1:] if per_channel else found, strict=True):
+        ours, *others = (
+            float((size * nearest(group, size, 3) - group).square().sum())
+            for size in (step, *torch.linspace(0.2, 1.2, 400).double() * group.abs().max() / 3)
+        )
+        assert ours <= 1.01 * min(others)
+        assert step < 0.9 * group.abs().max() / 3
