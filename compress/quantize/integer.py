@@ -142,6 +142,7 @@ class Ready:
                 per_channel=self.scheme.per_channel,
                 reduce_range=self.scheme.reduced,
                 weight_type=QuantType.QInt8,
+                nodes_to_exclude=_stacks(net.model.graph) if self.scheme.per_channel else None,
                 extra_options={_STEPS: scales(net, found)},
             )
             return written(onnx.load(result), path)
@@ -174,6 +175,13 @@ def _shield(graph: GraphProto, names: Sequence[str]) -> None:
             (output,) = node.output
             node.output[0] = f"{output}.float"
             graph.node.insert(list(graph.node).index(node) + 1, helper.make_node("Sum", [*node.output], [output]))
+
+
+def _stacks(graph: GraphProto) -> list[str]:
+    """Products with several stored matrices at once: onnxruntime writes them with a scale for each channel of all
+    together, and then has no kernel for that."""
+    stored = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 2}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and not stored.isdisjoint(node.input)]
 
 
 def _copy(model: ModelProto) -> ModelProto:

@@ -53,6 +53,27 @@ def test_residual_additions_are_fused_too(exported, digits, tmp_path):
     assert kinds["Add"] == 0
 
 
+class Heads(nn.Module):
+    """Several stored matrices in one product, as position embeddings of two axes are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 40), nn.Linear(40, 10)
+        self.heads = nn.Parameter(torch.randn(2, 40, 40) / 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last((self.first(x.flatten(1)) @ self.heads).sum(0))
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_a_stack_of_matrices_runs(digits, tmp_path, mode):
+    torch.manual_seed(0)
+    images = next(digits.evaluation("val", 32)).x
+    exported = write(convert(Heads().eval(), images, 18), tmp_path / "float.onnx")
+    small = quantized(exported, mode, images, tmp_path / "int8.onnx")
+    assert (small(images) - exported(images)).norm() < 0.05 * exported(images).norm()
+
+
 def test_group_norms_stay_in_float(digits, tmp_path):
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(288, 10)).eval()
     images = next(digits.evaluation("val", 8)).x
