@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compress.quantize.fake import along, integers
 from compress.quantize.graph_module import PRODUCTS, Code, GraphModule, key
+from compress.quantize.scheme import FEW
 from compress.recover import lessons
 from compress.stage import Context
 from kd.errors import InputError
@@ -62,7 +63,7 @@ class FakeQuantized(GraphModule):
         coded: as `compress.quantize.integer.Ready` makes it.
         floats: weights before they were rounded, by name; those missing, or rounded elsewhere than to the nearest
             integer, start from the integers.
-        most: the largest integer of a weight.
+        most: the largest integer of a weight, that of `coded` or fewer.
     """
 
     def __init__(self, coded: ModelProto, floats: Mapping[str, Tensor], most: int) -> None:
@@ -80,7 +81,8 @@ class FakeQuantized(GraphModule):
                 self._train(name, values[name], code.axis)
             if name not in self._biases and code.scale not in self._scales:
                 self._scales.add(code.scale)
-                self._train(code.scale, self._start(code.scale), 0)
+                fewer = code.source is not None and code.high <= FEW
+                self._train(code.scale, self._step(name, code) if fewer else self._start(code.scale), 0)
         read = {name for node in self._nodes if node.operator in PRODUCTS for name in node.inputs[1:]}
         self._plain = sorted(name for name in read if key(name) in self._buffers and self._start(name).numel() > 1)
         for name in self._plain:  # products in float, and biases that they add in float
@@ -138,14 +140,18 @@ class FakeQuantized(GraphModule):
             if bias in self.codes and self.codes[bias].high == _INT32
         }
 
+    def _step(self, name: str, code: Code) -> Tensor:
+        """Where the scale of few bits starts (Esser et al. 2020, section 2.1)."""
+        size = self._now(name).abs()
+        return 2 * size.mean(_others(size, code.axis)) / code.high**0.5
+
     def _unrounded(self, name: str, code: Code, floats: Mapping[str, Tensor]) -> Tensor:
         """What was rounded to the integers; where something else was, the integers."""
         assert code.source is not None
         start = self._start(name)
-        value = floats.get(code.source.removesuffix("_quantized"), start)
-        step = along(self._start(code.scale), code.axis, start)
-        half = step / 2 + torch.finfo(start.dtype).eps * start.abs()  # of integers of 32 bits
-        return torch.where((value.clamp(code.low * step, code.high * step) - start).abs() <= half, value, start)
+        value, step = floats.get(code.source.removesuffix("_quantized"), start), self._start(code.scale)
+        half = along(step, code.axis, start) / 2 + torch.finfo(start.dtype).eps * start.abs()  # of integers of 32 bits
+        return torch.where((value - start).abs() <= half, value, start)
 
     def _start(self, name: str) -> Tensor:
         return self.get_buffer(key(name))
@@ -190,8 +196,8 @@ def trained(
 
     Args:
         model: the float graph, its constants folded.
-        static: the same quantised.
-        most: the largest integer of its weights.
+        static: the same quantised, with weights of as many bits as onnxruntime takes.
+        most: the largest integer that weights may become.
 
     Raises:
         InputError: (field `quantize.mode`) the graph has an operator that has no gradient here.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -53,6 +53,7 @@ class Quantize(Scheme):
         epochs, lr: of the training of "qat", by AdamW.
         source: whom it learns from: the "float" file, the "teacher", or the "reference", the model before all stages.
         bits: of weights, 2 to 8; of at most 4 bits a file stores two in a byte, and computes in bytes all the same.
+            In "qat" the static file has 8, from which training goes on with fewer.
         per_channel: a scale for each output channel of a weight.
         reduce_range: weights of 7 bits, because products of 8 bits overflow on x86 processors without VNNI;
             None: where this processor is such a one.
@@ -87,7 +88,8 @@ class Quantize(Scheme):
             exported = model if isinstance(model, OnnxModel) else Export().write(model, context.data, work / ONNX)
             check_logits(exported(images), context.data, exported.path.name)
             files, kept, learnt = {"float": exported}, dict[str, float](), dict[str, Any]()
-            ready = Ready(exported, images, self)
+            # few bits would ruin the net whose ranges training starts from
+            ready = Ready(exported, images, replace(self, bits=8) if self.mode == "qat" else self)
             for form in _FORMS[self.mode]:
                 if form == "mixed" and not self._hurts(files, context):
                     continue

@@ -12,6 +12,7 @@ from kd.errors import InputError
 
 ROUNDINGS = ("nearest", "learned")
 SAFE = 64  # integers of weights up to which two products with unsigned bytes add up in 16 bits
+FEW = 31  # integers of weights too few for the largest weight to have the last
 
 
 @dataclass(frozen=True, kw_only=True)

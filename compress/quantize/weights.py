@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from compress.quantize.net import Layer, Net
-from compress.quantize.scheme import Scheme
+from compress.quantize.scheme import FEW, Scheme
 
 _POSITIONS = 1 << 6  # of one image, that second moments are made of
 _LEAST = 1e-6  # of the error of a row: less is not worth turning a weight
-_MANY = 64  # integers on each side: enough for the largest weight to have the last
-_SHARES = torch.linspace(1, 0.3, 36)  # of the largest weight, that are tried for fewer
+_SHARES = torch.linspace(1, 0.3, 36)  # of the largest weight, that are tried for few integers
 
 
 class Rounding(NamedTuple):
@@ -85,7 +84,7 @@ def steps(rows: Tensor, scheme: Scheme) -> Tensor:
     each = rows if scheme.per_channel else rows.reshape(1, -1)
     far = each.abs().amax(1, keepdim=True)
     widest = torch.where(far > 0, far, 1.0) / scheme.most
-    tries = [_half(widest * share) for share in (_SHARES if scheme.most < _MANY else _SHARES[:1])]
+    tries = [_half(widest * share) for share in (_SHARES if scheme.most <= FEW else _SHARES[:1])]
     errors = [(step * nearest(each, step, scheme.most) - each).square().sum(1) for step in tries]
     best = torch.stack(errors).argmin(0)
     return torch.stack(tries)[best, torch.arange(len(each))]

@@ -52,8 +52,8 @@ def settings(context, few):
     return make
 
 
-def coded(exported: OnnxModel, images: torch.Tensor, path: Path, scheme: Scheme = SEVEN) -> OnnxModel:
-    return write(Ready(exported, images, scheme).coded(), path)
+def coded(exported: OnnxModel, images: torch.Tensor, path: Path) -> OnnxModel:
+    return write(Ready(exported, images, SEVEN).coded(), path)
 
 
 def student(exported: OnnxModel, static: OnnxModel, scheme: Scheme = SEVEN) -> FakeQuantized:
@@ -146,9 +146,8 @@ def test_parameters_are_of_one_size_whatever_they_stand_for(exported, static):
 
 
 @pytest.mark.parametrize(("bits", "limit"), [(8, 64), (7, 63), (5, 15), (4, 7), (2, 1)])
-def test_weights_keep_to_their_bits_whatever_they_learn(exported, digits, tmp_path, bits, limit):
-    images, scheme = next(digits.evaluation("train", 64)).x, Scheme(reduce_range=True, bits=bits)
-    net = student(exported, coded(exported, images, tmp_path / "static.onnx", scheme), scheme)
+def test_weights_keep_to_their_bits_whatever_they_learn(exported, static, bits, limit):
+    net = student(exported, static, Scheme(reduce_range=True, bits=bits))
     with torch.no_grad():
         for value in net.parameters():
             if value.dim() > 1:
