@@ -68,6 +68,7 @@ class SweepConfig(sweeping.SweepConfig):
     """
 
     out: str = "runs/deploy-zoo"
+    limit: float = 600.0
     ways: tuple[Way, ...] = (WHOLE, LOW)
 
 
