@@ -23,7 +23,7 @@ class Rounding(NamedTuple):
 
     Attributes:
         weight: all multiples of the step.
-        step: (out, 1), or (1, 1) for all.
+        step: (out, 1), or () for all.
         amount: (out,) that is added to its bias.
     """
 
@@ -71,13 +71,13 @@ def scales(net: Net, found: Settled) -> dict[str, list[dict[str, Any]]]:
     for layer in net.layers:
         if layer.name in found:
             step = found[layer.name].step
-            axis = {"axis": int(layer.turned)} if len(step) > 1 else {}
+            axis = {"axis": int(layer.turned)} if step.dim() else {}
             told[layer.weight] = [axis | {"scale": np.float32(each), "zero_point": 0} for each in step.flatten()]
     return told
 
 
 def steps(rows: Tensor, scheme: Scheme) -> Tensor:
-    """What integers stand for multiples of: the last for the largest weight, of a row, (out, 1), or of all, (1, 1).
+    """What integers stand for multiples of: the last for the largest weight, of a row, (out, 1), or of all, ().
 
     Few integers leave less of a squared error where the last stands for less and the largest weights are clipped.
     """
@@ -87,7 +87,8 @@ def steps(rows: Tensor, scheme: Scheme) -> Tensor:
     tries = [_half(widest * share) for share in (_SHARES if scheme.most <= FEW else _SHARES[:1])]
     errors = [(step * nearest(each, step, scheme.most) - each).square().sum(1) for step in tries]
     best = torch.stack(errors).argmin(0)
-    return torch.stack(tries)[best, torch.arange(len(each))]
+    found = torch.stack(tries)[best, torch.arange(len(each))]
+    return found if scheme.per_channel else found.squeeze()
 
 
 def _half(step: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def learned(rows: Tensor, step: Tensor, most: int, moments: Tensor) -> Tensor:
 
     Args:
         rows: (out, fan in), the rows of a group next to each other.
-        step: (out, 1), or (1, 1) for all.
+        step: (out, 1), or () for all.
         moments: (groups, fan in, fan in), the mean of x x' over what the rows of a group meet.
     """
     exact = (rows / step).clamp(-most, most)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -57,6 +58,35 @@ def test_a_graph_in_a_graph_is_left_alone():
     before = model.SerializeToString()
     compact(model)
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(("last", "halved"), [("Relu", True), ("GridSample", False)])
+def test_weights_stay_bytes_beside_what_newer_operators_would_read_otherwise(last, halved):
+    weight = numpy_helper.from_array(np.arange(-8, 8, dtype=np.int8).reshape(1, 16).repeat(16, 0), "weight")
+    scale, grid = (numpy_helper.from_array(array, name) for array, name in ((np.float32(0.1), "scale"), (GRID, "grid")))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weight", "scale"], ["decoded"]),
+        helper.make_node("Reshape", ["decoded", "shape"], ["square"]),
+        helper.make_node(last, ["square", *(["grid"] if last == "GridSample" else [])], ["sampled"]),
+        helper.make_node("ReduceSum", ["sampled"], ["total"], keepdims=0),
+        helper.make_node("Add", ["image", "total"], ["out"]),
+    ]
+    shape = numpy_helper.from_array(np.array([1, 1, 16, 16]), "shape")
+    graph = helper.make_graph(nodes, "g", [outer("image")], [outer("out")], [weight, scale, grid, shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+    def answer():
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(None, {"image": np.ones(1, np.float32)})[0]
+
+    before = answer()
+    compact(model)
+    assert np.array_equal(answer(), before)
+    assert (model.opset_import[0].version == 21) == halved
+    assert any(tensor.data_type == TensorProto.INT4 for tensor in model.graph.initializer) == halved
+
+
+GRID = np.zeros((1, 4, 4, 2), np.float32)
 
 
 def outer(name):

@@ -53,24 +53,26 @@ def test_residual_additions_are_fused_too(exported, digits, tmp_path):
     assert kinds["Add"] == 0
 
 
-class Heads(nn.Module):
-    """Several stored matrices in one product, as position embeddings of two axes are."""
+class Odd(nn.Module):
+    """Several stored matrices in one product, as position embeddings of two axes are, and a layer of one output."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(64, 40), nn.Linear(40, 10)
+        self.first, self.gate, self.last = nn.Linear(64, 40), nn.Linear(40, 1), nn.Linear(40, 10)
         self.heads = nn.Parameter(torch.randn(2, 40, 40) / 6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last((self.first(x.flatten(1)) @ self.heads).sum(0))
+        x = (self.first(x.flatten(1)) @ self.heads).sum(0)
+        return self.last(x * self.gate(x).sigmoid())
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
-def test_a_stack_of_matrices_runs(digits, tmp_path, mode):
+def test_odd_products_run(digits, tmp_path, mode, per_channel):
     torch.manual_seed(0)
     images = next(digits.evaluation("val", 32)).x
-    exported = write(convert(Heads().eval(), images, 18), tmp_path / "float.onnx")
-    small = quantized(exported, mode, images, tmp_path / "int8.onnx")
+    exported = write(convert(Odd().eval(), images, 18), tmp_path / "float.onnx")
+    small = quantized(exported, mode, images, tmp_path / "int8.onnx", Scheme(per_channel=per_channel))
     assert (small(images) - exported(images)).norm() < 0.05 * exported(images).norm()
 
 

@@ -40,7 +40,7 @@ def test_steps_are_those_of_the_largest_weight():
         assert torch.equal(found, found.half().float())
         assert nearest(rows, found, most).abs().amax(1).tolist() == [most, most, 0]
     whole = steps(rows, Scheme(reduce_range=False, per_channel=False))
-    assert whole.shape == (1, 1)
+    assert whole.shape == ()
     assert whole.item() == pytest.approx(2.0 / 127, rel=2e-3)
 
 
@@ -176,7 +176,7 @@ def test_few_integers_leave_the_least_error_of_all_steps(per_channel):
     rows[0] = 0
     scheme = Scheme(bits=3, reduce_range=False, per_channel=per_channel)
     found = steps(rows.float(), scheme).double()
-    for group, step in zip(rows[1:] if per_channel else [rows], found[1:] if per_channel else found, strict=True):
+    for group, step in zip(rows[1:] if per_channel else [rows], found[1:] if per_channel else [found], strict=True):
         ours, *others = (
             float((size * nearest(group, size, 3) - group).square().sum())
             for size in (step, *torch.linspace(0.2, 1.2, 400).double() * group.abs().max() / 3)
