@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import students
 from compress import masks
-from compress.kmeans import Clusters, Line, Start, lloyd, start
+from compress.kmeans import Array, Clusters, Line, Start, lloyd, start
 from compress.masks import Layer, Tensors
 from compress.stage import Artefact, Context, Report
 from kd.errors import InputError
@@ -115,21 +116,24 @@ class Cluster:
 
 
 def _line(path: str, layer: Layer, importance: Tensors | None) -> Line:
-    weight = layer.weight.detach().float().flatten().cpu()
-    if not weight.isfinite().all():
+    weight = _values(layer.weight)
+    if not np.isfinite(weight).all():
         raise InputError("model", path, "has weights that are NaN or infinite")
     there = weight != 0
-    weighs = None if importance is None else importance[path].float().flatten().cpu()[there].numpy()
-    return Line.of(weight[there].numpy(), weighs)
+    return Line.of(weight[there], None if importance is None else _values(importance[path])[there])
 
 
 def _replace(weight: Tensor, clusters: Clusters) -> None:
     """Put the centre of its cluster in the place of each weight that is not 0."""
-    flat = weight.detach().float().flatten().cpu()
-    there = flat != 0
-    labels = torch.from_numpy(clusters.labels(flat[there].numpy()).astype("int64"))
-    flat[there] = torch.from_numpy(clusters.centres).float()[labels]
-    weight.data.copy_(flat.view(weight.shape))
+    values = _values(weight)
+    there = values != 0
+    values[there] = clusters.centres.astype(np.float32)[clusters.labels(values[there])]
+    weight.data.copy_(torch.from_numpy(values).view(weight.shape))
+
+
+def _values(weight: Tensor) -> Array:
+    """(n,) float32, the tensor's own where it is such."""
+    return weight.detach().float().flatten().cpu().numpy()
 
 
 def _share(clusters: Clusters, line: Line) -> float:

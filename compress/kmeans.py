@@ -14,6 +14,7 @@ import numpy as np
 Start = Literal["linear", "density", "random"]
 Array = Any  # of numpy
 _PREFIX = 18  # bits of a float32 that are looked up
+_PORTION = 1 << 16  # values whose look-ups stay in the cache
 _ENOUGH = 1e-12  # of the range: centres that move less have arrived
 
 
@@ -38,10 +39,10 @@ class Line:
         """From (n,) values in any order, n >= 1, and what they weigh (>= 0), if not all alike."""
         if weights is None:
             values = np.sort(values)
-            return cls(values, None, _summed(values), float(_squares(values).sum()))
+            return cls(values, None, _summed(values), float(_products(values, values)))
         order = np.argsort(values, kind="stable")
         values, weights = values[order], weights[order].astype(np.float64)
-        return cls(values, _summed(weights), _summed(values * weights), float((_squares(values) * weights).sum()))
+        return cls(values, _summed(weights), _summed(values * weights), float(_products(values, values, weights)))
 
     def sums(self, ends: Array) -> tuple[Array, Array]:
         """(k,) masses and moments of the intervals between k + 1 ends."""
@@ -79,10 +80,15 @@ class Clusters:
         least = np.arange(1 << _PREFIX, dtype=np.uint32) << rest
         edges = (least, least | np.uint32((1 << rest) - 1))
         low, high = (np.searchsorted(self.borders, edge.view(np.float32), side="right") for edge in edges)
-        prefixes = values.view(np.uint32) >> rest
-        found = low.astype(np.uint16)[prefixes]
-        torn = np.flatnonzero((low != high)[prefixes])
-        found[torn] = np.searchsorted(self.borders, values[torn], side="right")
+        table, torn = low.astype(np.uint16), low != high
+        found = np.empty(len(values), np.uint16)
+        for first in range(0, len(values), _PORTION):
+            part = values[first : first + _PORTION]
+            prefixes = part.view(np.uint32) >> rest
+            there = table[prefixes]
+            places = np.flatnonzero(torn[prefixes])
+            there[places] = np.searchsorted(self.borders, part[places], side="right")
+            found[first : first + _PORTION] = there
         return found
 
 
@@ -192,8 +198,9 @@ def _lengths(counts: Array) -> Array:
     return -np.log2(counts / counts.sum())
 
 
-def _squares(values: Array) -> Array:
-    return np.square(values, dtype=np.float64)
+def _products(*arrays: Array) -> Array:
+    """The sum of products, in float64, without arrays between."""
+    return np.einsum(",".join("i" * len(arrays)) + "->", *arrays, dtype=np.float64)
 
 
 def _summed(values: Array) -> Array:
