@@ -18,9 +18,11 @@ from compress.onnx_model import INPUT, OnnxModel
 from compress.stage import Artefact
 from compress.torch_model import TorchModel
 from kd.checkpoint import atomic_write
+from kd.errors import InputError
 
 CARD = "README.md"
 TASK = "image-classification"
+_TAG = "retort"
 _MOST = 20  # classes that are named
 
 _ONNX = f"""\
@@ -94,15 +96,20 @@ class Told:
 def write_card(folder: Path, told: Told, to: Path | None = None) -> Path:
     """Write the card of the artefact in `folder` into it, or into the folder `to`, atomically.
 
-    Raises InputError where there is no artefact, or it was truncated or altered.
+    Raises InputError where there is no artefact, it was truncated or altered, or another README.md lies there.
     """
     path = (to or folder) / CARD
-    atomic_write(path, card(load_artefact(folder), told))
+    content = card(load_artefact(folder), told)
+    if path.exists() and f"\n- {_TAG}\n" not in path.read_text(errors="replace").partition("\n---\n")[0]:
+        raise InputError("out", str(path), "is there already and no card of Retort's: name another folder")
+    atomic_write(path, content)
     return path
 
 
 def card(model: Artefact, told: Told) -> str:
-    """The text of the card."""
+    """The text of the card. Raises InputError for a file that does not tell what its classes are."""
+    if isinstance(model, FileModel) and not isinstance(model, CodedModel) and "classes" not in model.metadata:
+        raise InputError("model", str(model.path), "does not tell its classes: it was not made by Retort")
     sections = {"Use": _use(model), **told.sections, "Limits": _limits(model, told)}
     blocks = [f"# {_plain(told.title)}", _about(model), *(f"## {name}\n\n{text}" for name, text in sections.items())]
     return f"---\n{_front(model, told)}\n---\n\n" + "\n\n".join(blocks) + "\n"
@@ -121,7 +128,7 @@ def _front(model: Artefact, told: Told) -> str:
         license=told.license,
         library_name=_form(model).library,
         pipeline_tag=TASK,
-        tags=[TASK, "retort", *([model.runtime] if isinstance(model, FileModel) else [])],
+        tags=[TASK, _TAG, *([model.runtime] if isinstance(model, FileModel) else [])],
         datasets=[told.dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", told.dataset) else None,
         metrics=["accuracy"],
         model_name=told.title if results else None,

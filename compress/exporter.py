@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from compress.file_model import FileModel
 from compress.reparameterize import reparameterized
@@ -78,8 +79,9 @@ class Exporter(ABC, Generic[File]):
         """The file, and what `reparameterized` left as it was."""
         if isinstance(model, FileModel):
             raise InputError("stages", type(self).__name__, f"{model.path} is exported already")
-        model = copy.deepcopy(model).cpu().float().eval()
+        model = _plain(copy.deepcopy(model).cpu().float().eval())
         images = next(data.evaluation("val", _CHECKED)).x
+        check_logits(_answered(model, images), data, type(model).__name__)
         deployed, left = reparameterized(model, images[:FEW], TOLERANCE)
         content = self.content(deployed, images, metadata(model, data), data)
         with TemporaryDirectory() as folder:
@@ -90,12 +92,10 @@ class Exporter(ABC, Generic[File]):
         return self._open(path), left
 
     def check(self, exported: File, model: nn.Module, images: Tensor, data: Data) -> None:
-        """Raise InputError unless both answer alike, as a batch and one image alone, about the classes of the data.
+        """Raise InputError unless both answer alike, as a batch and one image alone.
 
         See `agreement`. Where they do within the tolerance, they also choose the same class but for ties.
         """
-        with inference(model):
-            check_logits(model(images), data, type(model).__name__)
         found = torch.cat([exported(images[:1]), exported(images)[1:]])
         alike, error = agreement(found, model, images)
         if not alike:
@@ -105,6 +105,24 @@ class Exporter(ABC, Generic[File]):
     def _open(self, path: Path) -> File:
         opened: File = self.kind(path)  # type: ignore[assignment]  # a class cannot hold its type variable
         return opened
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """With weights in the place of what computes them from others: torch.export cannot leave that out."""
+    for module in list(model.modules()):
+        for name in [*getattr(module, "parametrizations", ())]:
+            remove_parametrizations(module, name)
+    return model
+
+
+def _answered(model: nn.Module, images: Tensor) -> Any:
+    """Raises InputError where the model fails on these images."""
+    try:
+        with inference(model):
+            return model(images)
+    except Exception as error:  # whatever a net raises
+        told = f"fails on images of {tuple(images.shape)}: {error!r}"
+        raise InputError("model", type(model).__name__, told) from error
 
 
 def agreement(found: Tensor, model: nn.Module, x: Tensor, tolerance: float = TOLERANCE) -> tuple[bool, float]:

@@ -19,7 +19,7 @@ from compress.stage import Artefact, Context, Report, check_logits
 from compress.torch_export import lean, program
 from kd.data import Data
 from kd.errors import InputError
-from kd.evaluate import evaluate, inference
+from kd.evaluate import evaluate
 from teachers.fold import folded
 
 _FACTS = "retort"  # the method of the program that gives the metadata
@@ -129,8 +129,6 @@ class Mobile(Exporter[MobileModel]):
     def check(self, exported: MobileModel, model: nn.Module, images: Tensor, data: Data) -> None:
         """As any where it is float; integers only have to give numbers about the classes."""
         if self.quantize:
-            with inference(model):
-                check_logits(model(images), data, type(model).__name__)
             check_logits(exported(images), data, exported.path.name)
         else:
             super().check(exported, model, images, data)

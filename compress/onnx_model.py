@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from compress.file_model import KEY, Count, FileModel, digest
@@ -68,7 +70,8 @@ def session_options(threads: int = 0) -> SessionOptions:
 class OnnxModel(FileModel):
     """A classifier in an ONNX file, on onnxruntime.
 
-    Its first input takes the images with a free batch size; its first output are the logits.
+    Its one input takes the images; its first output are the logits. Where a file of others fixes its batch size, images
+    go through it in such batches.
     """
 
     runtime, file = "onnxruntime", "model.onnx"
@@ -79,20 +82,36 @@ class OnnxModel(FileModel):
         return content[:-_SEAL]
 
     def ready(self, x: Tensor) -> Callable[[], Any]:
-        session, feed = self.session, {self.session.get_inputs()[0].name: x.numpy()}
-        return lambda: session.run(None, feed)[0]
+        session, (image,) = self.session, self.session.get_inputs()
+        size = image.shape[0] if isinstance(image.shape[0], int) else len(x)
+        missing = x[:1].expand(-len(x) % max(size, 1), *x.shape[1:])  # images of a last batch that has to be full
+        feeds = [{image.name: part.numpy()} for part in torch.cat([x, missing]).split(size)]
+
+        def run() -> Any:
+            try:
+                logits = [session.run(None, feed)[0] for feed in feeds]
+            except Exception as error:  # onnxruntime has one class a status code, without a common base
+                raise InputError("model", str(self.path), f"onnxruntime cannot run it: {error}") from error
+            return logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+        return lambda: run()[: len(x)]
 
     @cached_property
     def session(self) -> InferenceSession:
-        """The loaded file. Raises InputError where onnxruntime cannot load it."""
+        """The loaded file. Raises InputError where onnxruntime cannot load it, or it takes no images."""
         import onnxruntime
 
         try:
-            return onnxruntime.InferenceSession(
+            session = onnxruntime.InferenceSession(
                 str(self.path), session_options(self.threads), providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime has one class a status code, without a common base
+        except Exception as error:
             raise InputError("model", str(self.path), f"onnxruntime cannot load it: {error}") from error
+        takes = [(each.type, len(each.shape)) for each in session.get_inputs()]
+        if takes != [("tensor(float)", 4)]:
+            told = ", ".join(f"{each.name}: {each.type} {each.shape}" for each in session.get_inputs())
+            raise InputError("model", str(self.path), f"takes {told}, not one tensor(float) of (N, C, H, W)")
+        return session
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from compress.artefact import load_artefact, save_artefact
 from compress.cost import measure
 from compress.stage import Artefact, Context, Report, Stage
-from kd.checkpoint import atomic_write, digest
+from kd.checkpoint import digest, load_json, save_json
 from kd.console import say
 from kd.errors import InputError
 from kd.evaluate import evaluate
@@ -96,12 +95,12 @@ def _kept(stage: Stage, model: Artefact, context: Context) -> tuple[Artefact, Re
     with processes().main_process_first():
         if _read(folder).get("key") != key:
             shutil.rmtree(folder, ignore_errors=True)
-            atomic_write(folder / RECORD, json.dumps({"key": key}))
+            save_json(folder / RECORD, {"key": key})
     if "report" not in _read(folder):
         torch.manual_seed(context.seed)
         made, report = stage(model, context)
         save_artefact(made, folder)
-        atomic_write(folder / RECORD, json.dumps({"key": key, "report": asdict(report)}, indent=1))
+        save_json(folder / RECORD, {"key": key, "report": asdict(report)})
     # also what was made just now is read, so that a run which was killed goes on with the very same
     told = _read(folder)["report"]
     return load_artefact(folder), Report(told["name"], tuple(told["notes"]), told["details"])
@@ -109,8 +108,7 @@ def _kept(stage: Stage, model: Artefact, context: Context) -> tuple[Artefact, Re
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
-    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return record
+    return load_json(path) if path.exists() else {}
 
 
 def _key(stage: Stage, model: Artefact, context: Context) -> str:

@@ -90,7 +90,10 @@ class Stage(Protocol):
 
 
 def check_logits(logits: Tensor, data: Data, model: str) -> None:
-    """Raises InputError for what `model` answered, (N, classes), if it is not finite or about other classes."""
+    """Raises InputError for what `model` answered unless it is (N, classes), finite and about the data's classes."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        told = f"of {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"with a {type(logits).__name__}"
+        raise InputError("model", model, f"answers {told}, where logits of (N, classes) are asked for")
     if logits.shape[1] != data.facts.classes:
         raise InputError("model", model, f"knows {logits.shape[1]} classes, the data has {data.facts.classes}")
     if not logits.isfinite().all():

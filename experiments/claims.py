@@ -10,6 +10,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from compress.target import cost_of
+from kd.checkpoint import load_json
 from students import Blueprint
 
 Words = list[str]
@@ -88,7 +89,7 @@ def _drawn(name: str, *words: str) -> Callable[[Setting], list[Words]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    found: list[dict[str, Any]] = load_json(path)["rows"]
     return found
 
 

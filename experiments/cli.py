@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 import psutil
@@ -144,6 +145,25 @@ def _several(name: str) -> None:
 def command(name: str) -> str:
     """The command line that is running, as a user would type it."""
     return shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]])
+
+
+def writable(field: str, place: str | None) -> Path | None:
+    """The path of a file that can be written, which was tried in the nearest folder that there is; nothing stays there.
+
+    None for none. Raises InputError where it cannot.
+    """
+    if place is None:
+        return None
+    path = Path(place).absolute()
+    try:
+        folder = next(parent for parent in path.parents if parent.exists())
+        with NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):  # as atomic_write will
+            usable = path.is_file() or not path.exists()  # a folder or a device is not to be replaced
+    except OSError as error:
+        raise InputError(field, place, f"cannot be written: {error.strerror}") from error
+    if not usable:
+        raise InputError(field, place, "is no file")
+    return path
 
 
 def _refuse(message: str) -> int:

@@ -6,7 +6,6 @@ The student from scratch and the teacher stand beside them. The same command aga
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import sys
@@ -25,7 +24,7 @@ from experiments.config import StudentConfig, TeacherConfig, blueprint
 from experiments.render.figures import spread
 from experiments.steps import Outcome, Run, in_main_process
 from kd.batch import Needs
-from kd.checkpoint import atomic_write
+from kd.checkpoint import atomic_write, load_json, save_json
 from kd.console import say
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
@@ -116,7 +115,7 @@ def compare(folders: dict[str, list[Path]], teacher: teachers.AnyTeacher, data: 
     for name, places in folders.items():
         models = [students.load(place).eval() for place in places if (place / "blueprint.json").exists()]
         said = [{split: answers(model, data.evaluation(split)) for split in ("val", "test")} for model in models]
-        seconds = [json.loads((place / "step.json").read_text())["seconds"] for place in places]
+        seconds = [load_json(place / "step.json")["seconds"] for place in places]
         rows.append(_row(name, said, seconds, known) | {"diverged": len(places) - len(models)})
     yardstick = next((row["seconds"] for row in rows if row["name"] == YARDSTICK), None)
     for row in rows:
@@ -128,7 +127,7 @@ def compare(folders: dict[str, list[Path]], teacher: teachers.AnyTeacher, data: 
 def _write(rows: list[dict[str, Any]], out: Path) -> None:
     from experiments.render import plots
 
-    atomic_write(out / "methods.json", json.dumps({"rows": rows, "command": cli.command("compare_methods")}, indent=1))
+    save_json(out / "methods.json", {"rows": rows, "command": cli.command("compare_methods")})
     atomic_write(out / "methods.md", _markdown(rows))
     atomic_write(out / "methods.png", plots.methods(rows))
 
@@ -163,7 +162,7 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
 
 def _show(out: Path) -> None:
     table = Table(*HEAD)
-    for row in json.loads((out / "methods.json").read_text())["rows"]:
+    for row in load_json(out / "methods.json")["rows"]:
         table.add_row(*_cells(row))
     Console().print(table)
 

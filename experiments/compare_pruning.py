@@ -6,7 +6,6 @@ All rows have the same epochs of recovery, whatever the rounds. The same command
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -24,7 +23,7 @@ from experiments.config import ObjectiveConfig, TeacherConfig
 from experiments.render.figures import MISSING, spread
 from experiments.render.markdown import table
 from experiments.steps import Outcome, Run, in_main_process
-from kd.checkpoint import atomic_write
+from kd.checkpoint import atomic_write, load_json, save_json
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
 from kd.errors import InputError
@@ -114,7 +113,7 @@ def compare(folders: dict[Way, list[Path]], whole: students.Classifier, data: Da
     told = {"command": cli.command("compare_pruning"), "whole": _scores(whole, data), "rows": rows}
 
     def write() -> None:
-        atomic_write(out / "table.json", json.dumps(told, indent=1))
+        save_json(out / "table.json", told)
         atomic_write(out / "table.md", _markdown(told))
 
     in_main_process(write)
@@ -128,7 +127,7 @@ def _row(way: Way, places: list[Path], whole: Cost, data: Data) -> Row:
         "params": [cost.params / whole.params for cost in costs],
         "pruned": [_scores(load_artefact(way.pruned(place)), data) for place in places],
         "recovered": [_scores(load_artefact(place), data) for place in places],
-        "seconds": [json.loads((place / "step.json").read_text())["seconds"] for place in places],
+        "seconds": [load_json(place / "step.json")["seconds"] for place in places],
     }
 
 

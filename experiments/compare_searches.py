@@ -6,7 +6,6 @@ The same command again goes on where it was stopped.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from experiments.render.figures import MISSING, spread
 from experiments.render.markdown import table
 from experiments.search import find
 from experiments.steps import Outcome, Run, in_main_process
-from kd.checkpoint import atomic_write
+from kd.checkpoint import atomic_write, load_json, save_json
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
 from kd.errors import InputError
@@ -125,7 +124,7 @@ def within(trials: Sequence[Row], epochs: int) -> list[Row]:
 
 def judge(folder: Path, epochs: int, data: Data, reference: Point) -> Row:
     """What the search in `folder` found: its front is chosen on validation, and scored on test too."""
-    tried = within(json.loads((folder / "trials.json").read_text())["trials"], epochs)
+    tried = within(load_json(folder / "trials.json")["trials"], epochs)
     front = [
         {name: point[name] for name in ("key", "width", "depth", "params", "macs", "top1")}
         for point in search.front(trial for trial in tried if trial["state"] == "trained")
@@ -153,7 +152,7 @@ def compare(folders: dict[str, list[Path]], config: CompareConfig, data: Data, o
     told |= {"reference": reference, "rows": rows, "said": said}
 
     def write() -> None:
-        atomic_write(out / "table.json", json.dumps(told, indent=1))
+        save_json(out / "table.json", told)
         atomic_write(out / "table.md", _markdown(rows) + "\n\n" + "".join(f"- {sentence}\n" for sentence in said))
 
     in_main_process(write)

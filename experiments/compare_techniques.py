@@ -8,7 +8,6 @@ end. The same command again goes on where it was stopped.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -44,7 +43,7 @@ from experiments.config import ObjectiveConfig, TeacherConfig
 from experiments.render.figures import MISSING
 from experiments.render.markdown import table
 from experiments.steps import Outcome, Run, in_main_process
-from kd.checkpoint import atomic_write
+from kd.checkpoint import atomic_write, save_json
 from kd.console import say
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
@@ -234,7 +233,7 @@ def compare(climbed: dict[str, list[Row]], limit: float, config: CompareConfig, 
     }
 
     def write() -> None:
-        atomic_write(out / "table.json", json.dumps(told, indent=1))
+        save_json(out / "table.json", told)
         atomic_write(out / "table.md", markdown(told))
 
     in_main_process(write)

@@ -41,11 +41,11 @@ from experiments.sweep import (
     hold,
     known,
     number,
-    read,
     verdict,
     words,
 )
 from experiments.untrained import context, enliven, images, noise
+from kd.checkpoint import load_json
 from kd.errors import InputError
 from kd.evaluate import inference
 from students import Blueprint, zoo
@@ -192,7 +192,9 @@ HEAD = (
 def page(out: str, names: Sequence[str]) -> str:
     """docs/deploy.md, of the rows that there are."""
     path = SweepConfig(out).path
-    found = {way: {name: read(path(way, name)) for name in names if known(path(way, name))} for way in (WHOLE, LOW)}
+    found = {
+        way: {name: load_json(path(way, name)) for name in names if known(path(way, name))} for way in (WHOLE, LOW)
+    }
     whole, low = (list(rows.values()) for rows in found.values())
     lines = [_cells(name, *(found[way].get(name, {}) for way in (WHOLE, LOW))) for name in names]
     counts = [f"**{sum(not _failed(row, 'export') for row in whole)} of {len(names)} families export right**"]
@@ -233,8 +235,9 @@ def main(config: SweepConfig, _: str) -> None:
         path = config.path(way, config.model)
         print(json.dumps(sweeping.one(path, partial(examine, config.model, way)), indent=1))
         return
+    written = cli.writable("write", config.write)
     sweeping.sweep(config, alone)
-    sweeping.show(page(config.out, config.models or NAMES), config.write)
+    sweeping.show(page(config.out, config.models or NAMES), written)
 
 
 if __name__ == "__main__":

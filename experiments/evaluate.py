@@ -13,11 +13,11 @@ from typing import Literal
 
 import teachers
 from compress import Artefact, load_artefact, measure
+from compress.stage import check_logits
 from experiments import cli
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
-from kd.errors import InputError
-from kd.evaluate import evaluate
+from kd.evaluate import answers, inference, score
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ def opened(path: Path, data: Data) -> Artefact:
 def main(config: EvaluateConfig, resolved: str) -> None:
     data = load_data(config.data)
     model = opened(Path(config.model), data)
-    view = next(data.evaluation(config.split, 1))
-    classes = model(view.x).shape[1]
-    if classes != data.facts.classes:
-        raise InputError("model", config.model, f"has {classes} classes and the data {data.facts.classes}")
-    metrics = evaluate(model, data.evaluation(config.split))
+    with inference(model):  # one image tells soon what is wrong with all of them
+        check_logits(model(next(data.evaluation(config.split, 1)).x), data, config.model)
+    logits, labels = answers(model, data.evaluation(config.split))
+    check_logits(logits, data, config.model)
+    metrics = score(logits, labels)
     cost = measure(model, data.facts.image_shape)
     print(json.dumps({"model": config.model, "split": config.split, **asdict(metrics), **asdict(cost)}, indent=1))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 import optuna
-import yaml
 from jsonargparse import ArgumentParser
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
@@ -26,8 +24,8 @@ from experiments import cli
 from experiments.render.figures import MISSING, count, milliseconds, percent, size, spread
 from experiments.report import ReportConfig
 from experiments.search import SearchCommandConfig
-from experiments.steps import Outcome
-from kd.checkpoint import atomic_write
+from experiments.steps import CONFIG, Outcome, settings
+from kd.checkpoint import atomic_write, load_json, save_json
 from kd.console import say
 from kd.data import Data
 from kd.errors import InputError
@@ -62,17 +60,17 @@ class Found:
     @classmethod
     def read(cls, folder: Path) -> Found:
         """What `experiments.search` or the pipeline left. Raises InputError where there is nothing."""
-        settings, trials = folder / "config.yaml", folder / "search" / "trials.json"
-        if not settings.exists():
+        trials = folder / "search" / "trials.json"
+        if not (folder / CONFIG).exists():
             raise InputError("found", str(folder), "is no run folder")
         if not trials.exists():
             raise InputError("found", str(folder), "holds no finished search")
         known = {field.name for field in fields(SearchCommandConfig)}
-        sections = {name: value for name, value in yaml.safe_load(settings.read_text()).items() if name in known}
+        sections = {name: value for name, value in settings(folder).items() if name in known}
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(SearchCommandConfig, as_group=False)
         config = SearchCommandConfig(**vars(parser.instantiate(parser.parse_object(sections))))
-        told = json.loads(trials.read_text())
+        told = load_json(trials)
         return cls(folder, sections, config, told["trials"], told["front"])
 
     @property
@@ -154,7 +152,7 @@ def measure(
         "rank_correlation": {split: _rank_correlation(rows, split) for split in SPLITS},
         "importances": _importances(study),
     }
-    of_teacher = json.loads((found.teacher / "step.json").read_text())["notes"]
+    of_teacher = load_json(found.teacher / "step.json")["notes"]
     report["notes"] = [*of_teacher, *_notes(report, len(retrained), study)]
     _write(report, study, out)
     return Outcome("front")
@@ -162,7 +160,7 @@ def measure(
 
 def show(out: Path) -> None:
     """The table, in the terminal: its 80 columns have no room for all of it."""
-    report = json.loads((out / "front.json").read_text())
+    report = load_json(out / "front.json")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     short = [heading.replace(", ", "\n") for heading in HEAD]
     for heading in _shown(short):
@@ -314,7 +312,7 @@ def _write(report: Record, study: optuna.Study, out: Path) -> None:
         images["contour.png"] = plots.contour(study, list(report["importances"])[:2])
     for name, content in images.items():
         atomic_write(out / name, content)
-    atomic_write(out / "front.json", json.dumps(report, indent=1))
+    save_json(out / "front.json", report)
     table = markdown.table(HEAD, [_cells(row) for row in (report["teacher"], *report["rows"])], numbers=True)
     told = "\n".join(f"- {note}" for note in report["notes"])
     shown = "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in images)

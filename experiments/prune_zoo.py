@@ -48,11 +48,11 @@ from experiments.sweep import (
     known,
     last,
     number,
-    read,
     verdict,
     words,
 )
 from experiments.untrained import enliven, images, noise
+from kd.checkpoint import load_json
 from kd.console import say
 from kd.errors import InputError
 from kd.evaluate import inference
@@ -336,7 +336,7 @@ HEAD = (
 def page(out: str, names: Sequence[str]) -> str:
     """docs/pruning.md, of the rows that there are."""
     path = SweepConfig(out).path
-    found = {way: {name: read(path(way, name)) for name in names if known(path(way, name))} for way in PRUNE}
+    found = {way: {name: load_json(path(way, name)) for name in names if known(path(way, name))} for way in PRUNE}
     rows = {way: list(known.values()) for way, known in found.items()}
     lines = [_cells(name, *(found[way].get(name, {}) for way in (OURS, THEIRS))) for name in names]
     told = [_PREFACE, *_totals(rows, len(names)), table(HEAD, lines)]
@@ -410,8 +410,9 @@ def main(config: SweepConfig, _: str) -> None:
         for way in config.ways[:1]:
             print(json.dumps(one(config.model, way, config.out), indent=1))
         return
+    written = cli.writable("write", config.write)
     sweep(config)
-    sweeping.show(page(config.out, config.models or NAMES), config.write)
+    sweeping.show(page(config.out, config.models or NAMES), written)
 
 
 if __name__ == "__main__":

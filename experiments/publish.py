@@ -8,7 +8,6 @@ login`, or HF_TOKEN.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from compress.hub import push_to_hub
 from experiments import cli
 from experiments.render import markdown, words
 from experiments.render.columns import ACCURACY, BATCH_1, BATCH_32, SIZE
+from kd.checkpoint import load_json
 from kd.console import say
 from kd.errors import InputError
 
@@ -32,7 +32,7 @@ class PublishConfig:
     """Publish one artefact.
 
     Attributes:
-        model: its folder.
+        model: its folder, or the file in it.
         to: where on the hub, as user/name.
         out: a folder that the card is written into.
         license: of the model, by its name on the hub: data and teacher have a say in it.
@@ -46,7 +46,7 @@ class PublishConfig:
     private: bool = False
 
     def __post_init__(self) -> None:
-        if self.to is None and self.out is None:
+        if not self.to and not self.out:
             raise InputError("to", "null", "name a place on the hub (--to user/name), or a folder for the card (--out)")
 
 
@@ -55,8 +55,7 @@ def told(folder: Path, title: str | None = None, license: str = "unknown") -> To
     run = next((parent for parent in folder.resolve().parents if (parent / REPORT).is_file()), None)
     if run is None:
         return Told(title or folder.resolve().name, license)
-    report, name = json.loads((run / REPORT).read_text()), folder.resolve().relative_to(run).as_posix()
-    return of_report(report, name, title, license)
+    return of_report(load_json(run / REPORT), folder.resolve().relative_to(run).as_posix(), title, license)
 
 
 def of_report(report: dict[str, Any], step: str, title: str | None = None, license: str = "unknown") -> Told:
@@ -97,12 +96,13 @@ def _made(report: dict[str, Any]) -> str:
 
 def main(config: PublishConfig, _: str) -> None:
     folder = Path(config.model)
+    folder = folder.parent if folder.is_file() else folder
     facts = told(folder, config.to and config.to.rpartition("/")[2], config.license)
     if not facts.top1:
         say(f"{folder} is no step of a run with a report: the card has no figures")
-    if config.out is not None:
+    if config.out:
         say(f"the card: {write_card(folder, facts, Path(config.out))}")
-    if config.to is not None:
+    if config.to:
         with TemporaryDirectory() as temporary:
             save_artefact(load_artefact(folder), Path(temporary))
             write_card(Path(temporary), facts)

@@ -6,13 +6,11 @@ No other step reads the test split.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
@@ -23,8 +21,8 @@ from compress.card import write_card
 from experiments import cli
 from experiments.evaluate import opened
 from experiments.publish import of_report
-from experiments.steps import Outcome, chain
-from kd.checkpoint import atomic_write
+from experiments.steps import Outcome, chain, settings
+from kd.checkpoint import atomic_write, load_json, save_json
 from kd.console import say
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
@@ -85,14 +83,14 @@ def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
     _ratios(rows)
     for row, notes in zip(rows, words.problems(rows), strict=True):
         row["notes"] = [*row["notes"], *notes]
-    environment = json.loads((out / "environment.json").read_text())
-    settings = yaml.safe_load((out / "config.yaml").read_text())
+    environment = load_json(out / "environment.json")
+    config_of_run = settings(out)
     search = next((step for step in chain(out) if step["kind"] == "search"), None)
     found = search["details"] if search else {"front": [], "trials": []}
     report = {
         "title": f"{Path(data.config.source).name}: {rows[0]['name']} to {rows[-1]['name']}",
         "command": environment.pop("command"),
-        "seed": settings.get("seed"),
+        "seed": config_of_run.get("seed"),
         "data": _describe(data),
         "rows": rows,
         "front": found["front"],
@@ -100,7 +98,7 @@ def measure(out: Path, data: Data, config: ReportConfig) -> Outcome:
         "curves": {step["name"]: step["curve"] for step in steps if step.get("curve")},
         "notes": [f"The search: {note}" for note in search["notes"]] if search else [],
         "environment": environment,
-        "config": settings,
+        "config": config_of_run,
     }
     write(report, out)
     write_card(out / steps[-1]["name"], of_report(report, steps[-1]["name"]))
@@ -114,7 +112,7 @@ def write(report: dict[str, Any], out: Path) -> None:
     images = {"front.png": plots.front(report), "curves.png": plots.curves(report)}
     for name, content in images.items():
         atomic_write(out / name, content)
-    atomic_write(out / "report.json", json.dumps(report, indent=1))
+    save_json(out / "report.json", report)
     atomic_write(out / "report.md", markdown.render(report))
     atomic_write(out / "report.html", html.render(report, images))
 
@@ -123,7 +121,7 @@ def show(out: Path) -> None:
     """The final table, in the terminal."""
     from experiments.render import table
 
-    Console().print(table.render(json.loads((out / "report.json").read_text())))
+    Console().print(table.render(load_json(out / "report.json")))
     say(f"the report: {out / 'report.html'}")
 
 
@@ -184,7 +182,7 @@ def main(config: ReportCommandConfig, resolved: str) -> None:
         raise InputError("out", config.out, "is no run folder")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DataConfig, "data")
-    section = yaml.safe_load((out / "config.yaml").read_text())["data"]
+    section = settings(out)["data"]
     data = load_data(parser.instantiate(parser.parse_object({"data": section})).data)
     measure(out, data, config.report)
     show(out)

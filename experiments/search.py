@@ -6,7 +6,6 @@ The same command again goes on; started several times side by side, all processe
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ import teachers
 from experiments import cli, train_teacher
 from experiments.config import ObjectiveConfig, SpaceConfig, TeacherConfig
 from experiments.steps import Outcome, Run, in_main_process
-from kd.checkpoint import atomic_write
+from kd.checkpoint import atomic_write, load_json, save_json
 from kd.data import Data, DataConfig
 from kd.data import load as load_data
 from kd.errors import InputError
@@ -76,7 +75,7 @@ def find(
     }
 
     def write() -> None:
-        atomic_write(folder / "trials.json", json.dumps(details, indent=1))
+        save_json(folder / "trials.json", details)
         atomic_write(folder / "blueprint.json", result.chosen["blueprint"])
 
     in_main_process(write)
@@ -109,7 +108,7 @@ def _source(inherit: str | None, teacher: teachers.AnyTeacher) -> students.Class
 
 def chosen(folder: Path, space: Space) -> Candidate:
     """The candidate that `find` chose."""
-    return space(FixedTrial(json.loads((folder / "trials.json").read_text())["chosen"]["suggested"]))
+    return space(FixedTrial(load_json(folder / "trials.json")["chosen"]["suggested"]))
 
 
 def main(config: SearchCommandConfig, resolved: str) -> None:

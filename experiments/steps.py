@@ -8,7 +8,6 @@ it ran anew) and it starts afresh. So the same command resumes, and removing a f
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import time
 import uuid
@@ -21,12 +20,12 @@ from typing import IO, Any
 import yaml
 
 from experiments.environment import describe
-from kd.checkpoint import atomic_write
+from kd.checkpoint import atomic_write, load_json, save_json
 from kd.console import say
 from kd.errors import InputError
 from kd.processes import processes
 
-MARKER, LOCK = "step.json", ".lock"
+CONFIG, MARKER, LOCK = "config.yaml", "step.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,18 @@ class Run:
     def __init__(self, out: Path, resolved: str, command: str) -> None:
         """Open or start a run. Raises InputError where the folder holds another configuration or something else."""
         self.out, self.token = out, ""
-        config = out / "config.yaml"
+        config = out / CONFIG
         if out.exists() and not out.is_dir():
             raise InputError("out", str(out), "is a file, not a folder")
         out.mkdir(parents=True, exist_ok=True)
         with _alone(out), processes().main_process_first():  # the others find what the first one made
             if config.exists():
-                _same(yaml.safe_load(config.read_text()), yaml.safe_load(resolved), out)
+                _same(settings(out), yaml.safe_load(resolved), out)
             elif any(path.name != LOCK for path in out.iterdir()):
                 (out / LOCK).unlink(missing_ok=True)
                 raise InputError("out", str(out), "is not empty and holds no run: name a new folder")
             else:
-                atomic_write(out / "environment.json", json.dumps(describe() | {"command": command}, indent=1))
+                save_json(out / "environment.json", describe() | {"command": command})
                 atomic_write(config, resolved)
 
     def step(self, name: str, work: Callable[[Path], Outcome], shared: bool = False) -> Path:
@@ -80,21 +79,21 @@ class Run:
                 elapsed = time.perf_counter() - clock
                 seconds = elapsed if outcome.seconds is None else outcome.seconds
                 ended = begun | vars(outcome) | {"seconds": seconds, "done": True}
-                in_main_process(lambda: atomic_write(folder / MARKER, json.dumps(ended, indent=1)))
+                in_main_process(lambda: save_json(folder / MARKER, ended))
         self.token = begun["token"]
         return folder
 
     def _begin(self, name: str) -> dict[str, Any]:
         """The step's record: of work that is done or under way after this very predecessor, else a new one."""
         folder = self.out / name
-        known = _read(folder / MARKER) if (folder / MARKER).exists() else {}
+        known = load_json(folder / MARKER) if (folder / MARKER).exists() else {}
         if known.get("after") == self.token:
             return known
         if folder.exists():
             shutil.rmtree(folder)
         say(f"{name}: starts")
         begun = {"name": name, "after": self.token, "token": uuid.uuid4().hex, "done": False}
-        atomic_write(folder / MARKER, json.dumps(begun))
+        save_json(folder / MARKER, begun)
         return begun
 
 
@@ -114,12 +113,23 @@ def _alone(out: Path) -> Iterator[IO[str]]:
 
 def chain(out: Path) -> list[dict[str, Any]]:
     """The records of the finished steps of a run, in order."""
-    records = {record["after"]: record for record in map(_read, out.rglob(MARKER)) if record["done"]}
+    records = {record["after"]: record for record in map(load_json, out.rglob(MARKER)) if record["done"]}
     steps, token = [], ""
     while token in records:
         steps.append(records[token])
         token = records[token]["token"]
     return steps
+
+
+def settings(out: Path) -> dict[str, Any]:
+    """The configuration of a run. Raises InputError where the file holds none."""
+    try:
+        found = yaml.safe_load((out / CONFIG).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError("out", str(out / CONFIG), f"is no YAML file: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError("out", str(out / CONFIG), "holds no configuration")
+    return found
 
 
 def in_main_process(write: Callable[[], Any]) -> None:
@@ -128,10 +138,6 @@ def in_main_process(write: Callable[[], Any]) -> None:
     if state.is_main_process:
         write()
     state.wait_for_everyone()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
 
 
 def _same(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:

@@ -7,7 +7,6 @@ where it was stopped. Hours on two cores, most of them for the rows that train.
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from experiments import cli, compare_techniques
 from experiments.claims import CLAIMS, Figure, Setting, techniques
 from experiments.environment import describe
 from experiments.render.markdown import code, table
-from experiments.sweep import Row, read, show
-from kd.checkpoint import atomic_write
+from experiments.sweep import Row, show
+from kd.checkpoint import load_json, save_json
 from kd.console import say
 from kd.errors import InputError
 
@@ -68,14 +67,14 @@ def examine(name: str, setting: Setting) -> Row:
         if status:
             return row | {"failed": f"{words[2]} ended with status {status}"}
     row["figures"] = [asdict(figure) for figure in CLAIMS[name].read(setting.folder)]
-    atomic_write(setting.folder / "row.json", json.dumps(row, indent=1))
+    save_json(setting.folder / "row.json", row)
     return row
 
 
 def known(setting: Setting) -> Row | None:
     """The row, where it was finished before."""
     path = setting.folder / "row.json"
-    return read(path) if path.exists() else None
+    return load_json(path) if path.exists() else None
 
 
 def figures(row: Row) -> list[Figure]:
@@ -83,9 +82,9 @@ def figures(row: Row) -> list[Figure]:
 
 
 def verdict(name: str, row: Row) -> str:
-    """ "beaten", "reached", or "not reached, because", of the figures alone."""
+    """ "beaten", "reached", or "not reached, because", of the figures alone; "not measured" where there are none."""
     if row["failed"]:
-        return f"not reached, because {row['failed']}"
+        return f"not measured: {row['failed']}"
     found = figures(row)
     short = [figure for figure in found if not figure.reached]
     if short:
@@ -130,7 +129,7 @@ def _blocks(config: SurveyConfig, rows: dict[str, Row]) -> Iterator[str]:
             "net and recovered by distillation from it, until validation loses more than a point; the strongest\n"
             "setting that did not is shown. The test split was read once, for this table."
         )
-        yield compare_techniques.markdown(read(told)).strip()
+        yield compare_techniques.markdown(load_json(told)).strip()
     yield "## Where"
     yield "\n".join(f"- {name}: {_where(row)}" for name, row in rows.items())
 
@@ -143,12 +142,16 @@ def _where(row: Row) -> str:
 
 def main(config: SurveyConfig, _: str) -> None:
     rows: dict[str, Row] = {}
+    written = cli.writable("write", config.write)
     for name in config.rows or CLAIMS:
         setting = config.setting(name)
         rows[name] = known(setting) or examine(name, setting)
         say(f"{name}: {verdict(name, rows[name])}")
     every = {name: rows.get(name) or known(config.setting(name)) for name in CLAIMS}
-    show(page(config, {name: row for name, row in every.items() if row}), config.write)
+    show(page(config, {name: row for name, row in every.items() if row}), written)
+    for name, row in rows.items():
+        if row["failed"]:
+            raise InputError("rows", name, verdict(name, row))
 
 
 if __name__ == "__main__":

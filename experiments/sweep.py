@@ -6,7 +6,6 @@ where it was stopped.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from compress.latency import torch_threads
 from experiments.render.figures import MISSING
-from kd.checkpoint import atomic_write
+from kd.checkpoint import atomic_write, load_json, save_json
 from kd.console import say
 from kd.errors import InputError
 from students import zoo
@@ -112,17 +112,17 @@ def alone(command: Sequence[str], path: Path, start: Row, limit: float) -> Row:
         why = f"more than {limit:g} s"
     finally:
         _end(child)
-    row = read(path) if path.exists() else start | {"failed": {}, "doing": "start"}
+    row = load_json(path) if path.exists() else start | {"failed": {}, "doing": "start"}
     if "doing" in row:
         row["failed"][row.pop("doing")] = why
-        atomic_write(path, json.dumps(row, indent=1))
+        save_json(path, row)
     return row
 
 
-def show(page: str, write: str | None) -> None:
+def show(page: str, path: Path | None) -> None:
     """The page, in its file or on the terminal."""
-    if write:
-        Path(write).write_text(page)
+    if path:
+        atomic_write(path, page)
     else:
         print(page, end="")
 
@@ -136,7 +136,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 def one(path: Path, examine: Callable[[Tell], Row]) -> Row:
     """The row of a model that is examined here, kept as it grows."""
-    write = lambda row: atomic_write(path, json.dumps(row, indent=1))  # noqa: E731
+    write = partial(save_json, path)
     with torch_threads(1):
         row = examine(write)
     write(row)
@@ -145,11 +145,7 @@ def one(path: Path, examine: Callable[[Tell], Row]) -> Row:
 
 def known(path: Path) -> bool:
     """Whether the row is finished."""
-    return path.exists() and "doing" not in read(path)
-
-
-def read(path: Path) -> Row:
-    return json.loads(path.read_text())
+    return path.exists() and "doing" not in load_json(path)
 
 
 def last(text: str) -> str:

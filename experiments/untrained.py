@@ -5,10 +5,8 @@ The commands that measure it keep no run folder: they print a table and, where t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +16,8 @@ from compress import Context
 from experiments import cli
 from experiments.sweep import CLASSES, Row
 from kd.batch import Facts
-from kd.checkpoint import atomic_write
+from kd.checkpoint import save_json
 from kd.data import Augment, Data, DataConfig
-from kd.errors import InputError
 from kd.fit import Fit
 from kd.loss import Objective, Term
 from kd.losses import CrossEntropy
@@ -92,25 +89,8 @@ def tell(
 
     Raises InputError before anything is measured where they could not be kept.
     """
-    path = None if place is None else writable("json", place)
+    path = cli.writable("json", place)
     rows = measure()
     print(render(rows))
     if path:
-        atomic_write(path, json.dumps({"command": cli.command(name), "rows": rows}, indent=1))
-
-
-def writable(field: str, place: str) -> Path:
-    """The path of a file that can be written, which was tried in the nearest folder that there is; nothing stays there.
-
-    Raises InputError where it cannot.
-    """
-    path = Path(place).absolute()
-    try:
-        folder = next(parent for parent in path.parents if parent.exists())
-        with NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):  # as atomic_write will
-            usable = path.is_file() or not path.exists()  # a folder or a device is not to be replaced
-    except OSError as error:
-        raise InputError(field, place, f"cannot be written: {error.strerror}") from error
-    if not usable:
-        raise InputError(field, place, "is no file")
-    return path
+        save_json(path, {"command": cli.command(name), "rows": rows})

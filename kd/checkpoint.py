@@ -23,6 +23,7 @@ from kd.errors import InputError
 
 Tree = Any  # nested dicts (string or int keys), lists, tuples of tensors, dtypes, numbers, strings, booleans and None
 _TENSOR, _DICT, _TUPLE, _DTYPE = "__tensor__", "__items__", "__tuple__", "__dtype__"
+_DIGEST = "sha256"
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -114,6 +115,24 @@ def load_tree(path: Path) -> Tree:
     if digest(tensors, skeleton) != header.get("digest"):
         raise InputError("checkpoint", str(path), "was altered: its digest does not match its content")
     return _unflatten(json.loads(skeleton), tensors)
+
+
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object as one self-checking file, atomically: a last entry is the digest of the others."""
+    atomic_write(path, json.dumps(content | {_DIGEST: digest([], json.dumps(content))}, indent=1))
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read what `save_json` wrote. Raises InputError where the file is torn, altered or something else."""
+    try:
+        content = json.loads(path.read_text())
+        told = content.pop(_DIGEST)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError("file", str(path), f"is torn or was not written by Retort ({error!r})") from error
+    if digest([], json.dumps(content)) != told:
+        raise InputError("file", str(path), "was altered: its digest does not match its content")
+    found: dict[str, Any] = content
+    return found
 
 
 class Checkpoints:

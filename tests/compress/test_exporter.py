@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from compress.exporter import TOLERANCE, agreement
+from compress import Export, TorchExport
+from compress.exporter import TOLERANCE, agreement, metadata
+from kd.errors import InputError
 
 X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -78,3 +82,61 @@ def test_what_is_no_number_or_has_no_double_precision_is_not_alike(model, images
     single = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     single.double = lambda: single
     assert not agreement(single(images).detach() + 1, single, images)[0]
+
+
+class Answers(nn.Module):
+    """Gives what `change` makes of logits."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.fc, self.change = nn.Linear(64, 10), change
+
+    def forward(self, x):
+        return self.change(self.fc(x.flatten(1)))
+
+
+def fail(logits):
+    raise RuntimeError("no such image")
+
+
+@pytest.mark.parametrize("stage", [Export, TorchExport])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda logits: (logits, logits), "answers with a tuple, where"),
+        (lambda logits: logits[:, 0], r"answers of \(\d+,\), where"),
+        (lambda logits: logits[:, :9], "knows 9 classes, the data has 10"),
+        (lambda logits: logits / 0, "gives NaN or infinite logits"),
+        (fail, r"fails on images of \(\d+, 1, 8, 8\): RuntimeError\('no such image'\)"),
+    ],
+)
+def test_answers_of_another_kind_are_refused_before_anything_is_written(stage, change, told, digits, tmp_path):
+    with pytest.raises(InputError, match=told):
+        stage().write(Answers(change).eval(), digits, tmp_path / "model.x")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", [Export, TorchExport])
+def test_weights_that_are_computed_from_others_become_plain(stage, digits, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        weight_norm(nn.Conv2d(1, 4, 3)), nn.BatchNorm2d(4), nn.Flatten(), spectral_norm(nn.Linear(144, 10))
+    ).eval()
+    images = next(digits.evaluation("val", 8)).x
+    expected = net(images).detach()
+    found = stage().write(net, digits, tmp_path / "model.x")(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert hasattr(net[0], "parametrizations")
+
+
+def test_one_image_alone_is_compared_too(model, images):
+    stage = Export()
+    stage_check = super(Export, stage).check
+    stage_check(lambda x: model(x).detach(), model, images, None)
+    with pytest.raises(InputError, match="answers otherwise in ONNX"):
+        stage_check(lambda x: model(x).detach() + (len(x) == 1), model, images, None)
+
+
+def test_the_size_is_told_as_height_and_width(model):
+    facts = SimpleNamespace(names=("a",), channels=1, image_size=(8, 16))
+    assert metadata(model, SimpleNamespace(facts=facts))["image_size"] == "[8, 16]"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -55,3 +56,47 @@ def test_an_operator_that_the_runtime_lacks_is_named(tmp_path):
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [image], [logits]), opset_imports=opsets)
     with pytest.raises(InputError, match=r"onnxruntime cannot load it: .*strange:Fancy"):
         _ = write(model, tmp_path / "model.onnx").session
+
+
+def foreign(path, shape, kind=onnx.TensorProto.FLOAT):
+    """Adds up the pixels of an image, as three logits, in a file of another program."""
+    image = onnx.helper.make_tensor_value_info("x", kind, shape)
+    logits = onnx.helper.make_tensor_value_info("y", kind, [shape[0], 3])
+    nodes = [
+        onnx.helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=0),
+        onnx.helper.make_node("Unsqueeze", ["sum", "one"], ["column"]),
+        onnx.helper.make_node("Concat", ["column"] * 3, ["y"], axis=1),
+    ]
+    stored = {"axes": np.arange(1, len(shape)), "one": np.array([1])}
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in stored.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [image], [logits], tensors)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), path)
+    return OnnxModel(path)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_file_of_others_with_a_fixed_batch_takes_any(batch, tmp_path):
+    x = torch.rand(10, 1, 8, 8)
+    found = foreign(tmp_path / "x.onnx", [batch, 1, 8, 8])(x)
+    torch.testing.assert_close(found, x.sum((1, 2, 3))[:, None].expand(10, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "told"),
+    [
+        (["n", 64], onnx.TensorProto.FLOAT, r"takes x: tensor\(float\) \['n', 64\], not one"),
+        (["n", 1, 8, 8], onnx.TensorProto.DOUBLE, r"takes x: tensor\(double\)"),
+    ],
+)
+def test_a_file_of_others_that_takes_no_images_is_refused(shape, kind, told, tmp_path):
+    with pytest.raises(InputError, match=told):
+        foreign(tmp_path / "x.onnx", shape, kind)(torch.rand(2, 1, 8, 8))
+
+
+def test_what_fails_as_it_runs_is_told(tmp_path):
+    model = foreign(tmp_path / "x.onnx", ["n", 1, 8, 8])
+    graph = onnx.load(model.path)
+    graph.graph.node[1].op_type = "Reshape"  # of several sums to one
+    onnx.save(graph, model.path)
+    with pytest.raises(InputError, match=r"x\.onnx: onnxruntime cannot "):
+        OnnxModel(model.path)(torch.rand(2, 1, 8, 8))

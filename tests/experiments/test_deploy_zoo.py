@@ -7,6 +7,7 @@ import pytest
 from experiments import cli, deploy_zoo
 from experiments.deploy_zoo import LOW, WHOLE, SweepConfig, examine, page
 from experiments.sweep import NAMES
+from kd.checkpoint import save_json
 
 
 def row_of(name, way=WHOLE, **found):
@@ -21,8 +22,7 @@ def row_of(name, way=WHOLE, **found):
 def put(out, *rows):
     for row in rows:
         path = out / row["way"] / f"{row['name']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(row))
+        save_json(path, row)
 
 
 def test_a_small_net_deploys_in_every_way():

@@ -20,6 +20,7 @@ from experiments.front import FrontConfig, spread
 from experiments.front_report import Found, Volume
 from experiments.search import SearchCommandConfig
 from experiments.steps import chain
+from kd.checkpoint import load_json, save_json
 from kd.data import DataConfig, load
 from kd.evaluate import evaluate
 from search import hypervolume
@@ -56,9 +57,9 @@ def limited(tmp_path_factory):
 
 def edit(place, change):
     trials = place / "search/trials.json"
-    details = json.loads(trials.read_text())
+    details = load_json(trials)
     change(details)
-    trials.write_text(json.dumps(details))
+    save_json(trials, details)
 
 
 def files(place):

@@ -10,6 +10,7 @@ from torch import nn
 import students
 from experiments import cli, plain_torch_pruning, prune_zoo
 from experiments.prune_zoo import OURS, THEIRS, Pruned, SweepConfig, examine, page, sweep
+from kd.checkpoint import save_json
 
 NET, SIZE = "cifar_resnet8", 32
 KEPT = [0, 2, 3, 5, 6, 9]
@@ -53,8 +54,7 @@ def row_of(name=NET, **found):
 def put(out, *rows):
     for row in rows:
         path = out / row["way"] / f"{row['name']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(row))
+        save_json(path, row)
 
 
 def test_a_row_of_the_product():

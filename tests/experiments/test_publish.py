@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 import students
 from compress import TorchExport, load_artefact
 from experiments import cli, evaluate, publish
+from kd.checkpoint import save_json
 from kd.data import DataConfig, load
 
 
@@ -64,7 +66,7 @@ def run(tmp_path):
     model = students.create("cifar_resnet8", num_classes=10, in_chans=1, image_size=8, width=0.25)
     for step in ("teacher", "stages/01-prune", "stages/02-recover"):
         students.save(model, folder / step)
-    (folder / "report.json").write_text(json.dumps(REPORT))
+    save_json(folder / "report.json", REPORT)
     return folder
 
 
@@ -131,8 +133,51 @@ def test_evaluate_scores_a_torch_file_and_refuses_other_images_and_classes(run, 
     wrong = students.create("cifar_resnet8", num_classes=3, in_chans=1, image_size=8)
     students.save(wrong, tmp_path / "wrong")
     errors = command(capfd, "--model", tmp_path / "wrong", **given)[2]
-    assert "has 3 classes and the data 10" in errors
+    assert "knows 3 classes, the data has 10" in errors
     errors = command(capfd, "--model", file.path, "--data.image_size", "16", **given)[2]
     assert errors.strip().splitlines()[-1] == "error: images: (1, 16, 16): small.pt2 takes (1, 8, 8)"
     file.path.write_bytes(file.path.read_bytes()[:-9])
     assert "small.pt2: was truncated or altered" in command(capfd, "--model", file.path, **given)[2]
+
+
+def test_figures_that_were_altered_reach_no_card(run, tmp_path, capfd):
+    path = run / "report.json"
+    for content in (path.read_text().replace("95.5", "99.5"), path.read_text()[:-20], "[]", '"'):
+        path.write_text(content)
+        status, _, errors = command(capfd, "--model", run / "stages/02-recover", "--out", tmp_path / "card")
+        assert (status, errors.count("\n")) == (2, 1)
+        assert f"error: file: {path}: " in errors
+    assert not (tmp_path / "card").exists()
+
+
+def test_only_a_card_is_replaced_by_a_card(run, tmp_path, capfd):
+    given = ("--model", run / "stages/02-recover", "--out", tmp_path)
+    assert command(capfd, *given)[0] == command(capfd, *given)[0] == 0
+    (tmp_path / "README.md").write_text("---\ntitle: mine\n---\n\n- retort\n")
+    status, _, errors = command(capfd, *given)
+    assert (status, errors) == (
+        2,
+        f"error: out: {tmp_path}/README.md: is there already and no card of Retort's: name another folder\n",
+    )
+    assert "title: mine" in (tmp_path / "README.md").read_text()
+    assert command(capfd, "--model", run / "stages/02-recover", "--out", "")[0] == 2
+
+
+def test_the_card_of_a_file_has_the_figures_of_its_folder(run, tmp_path, capfd):
+    file = TorchExport().write(
+        load_artefact(run / "teacher"), load(DataConfig(train_size=64)), run / "stages/02-recover/model.pt2"
+    )
+    assert command(capfd, "--model", file.path, "--out", tmp_path)[0] == 0
+    assert "| 02-recover | 96.50 | 95.50 |" in (tmp_path / "README.md").read_text()
+
+
+def test_evaluate_refuses_what_answers_nan(run, tmp_path, capfd):
+    broken = students.load(run / "teacher")
+    with torch.no_grad():
+        broken.net.linear.bias[3] = float("nan")
+    students.save(broken, tmp_path / "broken")
+    status, output, errors = command(
+        capfd, "--model", tmp_path / "broken", name="evaluate", config=evaluate.EvaluateConfig, main=evaluate.main
+    )
+    assert (status, output) == (2, "")
+    assert errors == f"error: model: {tmp_path}/broken: gives NaN or infinite logits\n"

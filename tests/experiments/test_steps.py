@@ -91,3 +91,14 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         Work(tmp_path / "run").run()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "search/step.json"])
+@pytest.mark.parametrize("content", ["3", "{", "", '{"after": ""}', "[:"])
+def test_a_record_that_was_altered_is_refused_by_its_name(name, content, tmp_path):
+    work = Work(tmp_path / "run")
+    work.run()
+    (work.out / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name}|: the run in"):
+        work.run()
+    assert (work.out / "search/model").read_text() == "search"

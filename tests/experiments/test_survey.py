@@ -1,5 +1,4 @@
 import importlib
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from experiments import cli, survey
 from experiments.claims import CLAIMS, Claim, Figure, Setting
 from experiments.survey import SurveyConfig, verdict
+from kd.checkpoint import save_json
 
 FOUND = {"failed": None, "commands": [], "environment": {}}
 
@@ -74,16 +74,14 @@ def test_figures_are_read_as_the_commands_leave_them(name, tmp_path, capsys):
 def test_spatial_factors_are_told_beside_the_whole_net(tmp_path):
     whole = {"technique": "whole", "val": 80.0, "test": 78.0, "ms": {"torch": {"batch1": 3.0}}}
     small = {"technique": "spatial factors", "val": 79.5, "test": 76.5, "ms": {"torch": {"batch1": 2.0}}}
-    (tmp_path / "techniques").mkdir()
-    (tmp_path / "techniques/table.json").write_text(json.dumps({"rows": [whole, small]}))
+    save_json(tmp_path / "techniques/table.json", {"rows": [whole, small]})
     assert [figure.value for figure in CLAIMS["jaderberg"].read(tmp_path)] == [0.5, 1.5, 1.5]
 
 
 def test_the_gain_of_the_tutorial_is_taken_seed_by_seed(tmp_path):
     said = {"teacher": [70.0], "scratch": [60.0, 62.0, 64.0], "tutorial": [61.0, 64.0, 64.0], "KD": [59.0, 61.0, 63.0]}
-    (tmp_path / "methods").mkdir()
     told = {"rows": [{"name": name, "top1_test": values} for name, values in said.items()]}
-    (tmp_path / "methods/methods.json").write_text(json.dumps(told))
+    save_json(tmp_path / "methods/methods.json", told)
     *scores, gain, other = CLAIMS["tutorial"].read(tmp_path)
     assert [score.value for score in scores] == [70.0, 62.0, 63.0]
     assert (gain.value, gain.published) == (1.0, pytest.approx(70.56 - 70.33))
@@ -121,17 +119,18 @@ def claims(monkeypatch):
 def test_what_is_finished_is_not_run_again_and_what_failed_is(claims, tmp_path, capfd):
     page = tmp_path / "page.md"
     for _ in range(2):
-        assert run("--out", tmp_path / "run", "--write", page) == 0
+        assert run("--out", tmp_path / "run", "--write", page) == 2
+        assert capfd.readouterr().err.splitlines()[-1] == "error: rows: bad: not measured: bad ended with status 2"
     assert [words[-2] for words in claims] == ["good", "bad", "bad"]
     text = page.read_text()
     assert "| good | 3.00 times | beaten |" in text
-    assert "| bad | – | not reached, because bad ended with status 2 |" in text
+    assert "| bad | – | not measured: bad ended with status 2 |" in text
 
 
 def test_a_row_alone_leaves_the_others_on_the_page(claims, tmp_path, capfd):
     assert run("--out", tmp_path / "run", "--rows", "[good]") == 0
     assert "Still to be run: bad." in capfd.readouterr().out
-    assert run("--out", tmp_path / "run", "--rows", "[bad]") == 0
+    assert run("--out", tmp_path / "run", "--rows", "[bad]") == 2
     assert "| good | 3.00 times | beaten |" in capfd.readouterr().out
 
 
@@ -144,3 +143,10 @@ def test_it_runs_as_a_command(tmp_path):
     words = [sys.executable, "-m", "experiments.survey", "--rows", "[squeezenet]", "--out", str(tmp_path / "run")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "| SqueezeNet: 50× fewer parameters than AlexNet | 48.9 times fewer parameters |" in done.stdout
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_hours_of_work(claims, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    assert run("--out", tmp_path / "run", "--write", tmp_path / "file/page.md") == 2
+    assert "cannot be written" in capfd.readouterr().err
+    assert not claims

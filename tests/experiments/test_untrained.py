@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments import cli, coding_ratio, lowrank_latency, pruned_latency, quantized_size, untrained
+from kd.checkpoint import load_json
 from kd.errors import InputError
 from students import zoo
 
@@ -45,7 +46,7 @@ def test_the_figures_are_kept_with_the_command(place, tmp_path, capfd, monkeypat
 
     assert capfd.readouterr().out == "1.5 ms\n"
     command = f"python -m experiments.quantized_size --json {place}"
-    assert json.loads((tmp_path / place).read_text()) == {"command": command, "rows": ROWS}
+    assert load_json(tmp_path / place) == {"command": command, "rows": ROWS}
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["told.json"]
 
 
@@ -93,4 +94,4 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
 
 def test_a_device_is_not_replaced():
     with pytest.raises(InputError, match="json: /dev/null: is no file"):
-        untrained.writable("json", "/dev/null")
+        cli.writable("json", "/dev/null")

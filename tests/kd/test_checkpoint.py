@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from kd.checkpoint import Checkpoints, atomic_write, load_tree, save_tree
+from kd.checkpoint import Checkpoints, atomic_write, load_json, load_tree, save_json, save_tree
 from kd.errors import InputError
 
 
@@ -102,3 +102,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_comes_back_and_no_change_of_it_passes(tmp_path):
+    content = {"a": [1, 2.5, None, True], "text": "ä", "deep": {"0": [], "nan": float("inf")}}
+    save_json(tmp_path / "x.json", content)
+    assert load_json(tmp_path / "x.json") == content
+    whole = (tmp_path / "x.json").read_bytes()
+    for place in (place for place, byte in enumerate(whole) if not chr(byte).isspace()):  # blanks mean nothing
+        altered = bytearray(whole)
+        altered[place] ^= 1
+        for torn in (bytes(altered), whole[:place]):
+            (tmp_path / "x.json").write_bytes(torn)
+            with pytest.raises(InputError, match=r"x\.json"):
+                load_json(tmp_path / "x.json")
