@@ -53,6 +53,10 @@ class TimeConfig:
             raise InputError("channels", list(self.channels), "must be 2 or more, of each")
         if not self.shares or not all(0 < share < 1 for share in self.shares):
             raise InputError("shares", list(self.shares), "must be above 0 and below 1, each")
+        for channels in self.channels:
+            for share in self.shares:
+                if min(ranks(channels, share).values()) < 1:
+                    raise InputError("shares", share, f"leaves no rank to a kernel of {channels} channels")
         if self.rounds < 1:
             raise InputError("rounds", self.rounds, "must be 1 or more")
 

@@ -305,10 +305,12 @@ def _hooks(model: nn.Module, x: Tensor) -> Tap:
     averaged = [name for name, output in layers[-1:] if output.dim() == 4 and output.shape[:2] == logits.shape]
     if not exact and not averaged:
         raise InputError("model", _name(model), "has no linear layer whose output is its logits, so no embedding")
-    classifier = (exact or averaged)[-1]
+    classifier = _product(model, (exact or averaged)[-1])
     calls: Counter[str] = Counter()
     found: dict[tuple[int, int], Place] = {}
     for name, _, output in itertools.takewhile(lambda entry: entry[0] != classifier, record):
+        if name.startswith(f"{classifier}."):
+            continue
         grid = _grid(output, x, next(reversed(found), None))
         if grid is not None and not _reaches(logits, image, output):
             found.pop(grid, None)  # so that the last grid is that of the last map
@@ -330,6 +332,13 @@ def _hooks(model: nn.Module, x: Tensor) -> Tap:
         return _with_final(outputs, maps[-1] if maps else None)
 
     return Tap(reader, lambda model: model.get_submodule(classifier), places[-1] if places else None)
+
+
+def _product(model: nn.Module, name: str) -> str:
+    """Of a layer that is factorised, the row that stands for it, in the place of its last factor."""
+    parent = name.rpartition(".")[0]
+    row = model.get_submodule(parent) if parent else None
+    return parent if isinstance(row, nn.Sequential) and all(isinstance(each, _LAYERS) for each in row) else name
 
 
 _CLASS_TOKENS = 5  # at most: one, one of distillation, or four registers beside one

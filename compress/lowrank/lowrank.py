@@ -11,14 +11,18 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 import students
+from compress.exporter import FEW
+from compress.exporter import TOLERANCE as ALIKE
 from compress.lowrank.cp import Degenerate
 from compress.lowrank.forms import FORMS, factors, put
 from compress.lowrank.harm import harms
-from compress.lowrank.layers import Layer, look
+from compress.lowrank.layers import Layer, factorisable, look
 from compress.lowrank.ranks import Choice, allocate, choices, front, sufficient
+from compress.reparameterize import reparameterized
 from compress.stage import Artefact, Context, Report
 from compress.target import KINDS, TOLERANCE, By, Runtime, check, cost_of, time_share
 from kd.errors import InputError
+from kd.evaluate import inference
 
 Method = Literal["auto", "svd", "tucker", "cp", "spatial"]
 Ranks = Literal["budget", "sensitivity", "energy", "evbmf"]
@@ -82,7 +86,9 @@ class LowRank:
         images = context.images().to(model.mean.device)
         shape = (images.shape[1], images.shape[2], images.shape[3])
         counted = replace(self, by="macs") if self.by == "latency" else self
-        layers = [layer for layer in look(model, images, self.whiten) if self._forms(layer)]
+        seen = look(model, images, self.whiten)
+        layers = [layer for layer in seen if self._forms(layer)]
+        left = sorted({path for path, _ in factorisable(model.net)} - {layer.path for layer in seen})
         choose = counted._chooser(model, layers, cost_of(model, shape, counted.by), context)
 
         def factorised(target: float) -> Made:
@@ -94,21 +100,28 @@ class LowRank:
                     put(made, layer, choice.method, choice.ranks, weights)
                     told[layer.path] = {"method": choice.method, "rank": list(choice.ranks), "lost": choice.lost}
             kept = {f"kept_{by}": cost_of(made, shape, by) / cost_of(model, shape, by) for by in KINDS}
-            return made.eval(), kept | {"layers": told, "degenerate": refused}
+            return made.eval(), kept | {"layers": told, "degenerate": refused, "left": left}
 
         if self.by == "latency":
             made, details = self._timed(factorised, time_share(model, shape, self.runtime))
         else:
             made, details = factorised(self.target)
-        notes = self._notes(details[f"kept_{self.by}"], details["layers"], details["degenerate"])
+        notes = self._notes(details[f"kept_{self.by}"], details)
+        deployed = _deployed(model, made, images[:FEW], counted.by)
+        if deployed > details[f"kept_{counted.by}"] + TOLERANCE:
+            details["deployed"] = deployed
+            why = "branches of which one has factors do not become one layer"
+            notes += (f"Exported, {deployed:.0%} of the {counted.by} are kept: {why}.",)
         return made, Report("lowrank", notes, details)
 
     def _timed(self, factorised: Callable[[float], Made], time: Callable[[nn.Module], float]) -> Made:
-        """Of the nets at a few shares of the multiply-accumulates the one whose time is nearest to the target."""
+        """Of the nets at a few shares of the multiply-accumulates, and the one as it is, that whose time is nearest to
+        the target."""
         low, high = 0.0, 1.0
-        tried: list[Made] = []
+        made, details = factorised(1.0)
+        tried: list[Made] = [(made, details | {"kept_latency": 1.0})]
         miss = lambda made: abs(made[1]["kept_latency"] - self.target)  # noqa: E731
-        while len(tried) < _TRIES and not (tried and miss(tried[-1]) <= TOLERANCE / 3):
+        while len(tried) <= _TRIES and miss(tried[-1]) > TOLERANCE / 3:
             middle = (low + high) / 2
             made, details = factorised(middle)
             share = time(made)
@@ -181,13 +194,19 @@ class LowRank:
     def _hints(self, layer: Layer) -> dict[str, tuple[int, ...]]:
         return {name: FORMS[name].hint(layer) for name in self._forms(layer)}
 
-    def _notes(self, kept: float, told: dict[str, dict[str, Any]], refused: Sequence[str]) -> tuple[str, ...]:
+    def _notes(self, kept: float, details: dict[str, Any]) -> tuple[str, ...]:
+        told, refused, left = details["layers"], details["degenerate"], details["left"]
         notes = []
         if refused:
             notes.append(f"CP was degenerate, components that grow and cancel each other, in {', '.join(refused)}.")
+        if left:
+            notes.append(f"Whole, since the net reads them by itself, or not at all: {len(left)} layers, as {left[0]}.")
         if not told:
             names = " or ".join(self._methods)
-            return (*notes, f"No layer that {names} could factorise is cheaper for it: the model is unchanged.")
+            why = f"No layer has a form by {names} that is cheaper and keeps what is asked for"
+            if self.by == "latency":
+                why = f"None of {_TRIES} nets that were tried comes nearer to {self.target:.0%} of the time"
+            return (*notes, f"{why}: the model is unchanged.")
         worst = max(told, key=lambda path: told[path]["lost"])
         mean = sum(layer["lost"] for layer in told.values()) / len(told)
         of = "outputs" if self.whiten else "weights"
@@ -202,6 +221,14 @@ class LowRank:
                 why = f"no share of the macs came closer in {_TRIES} tries"
             notes.append(f"{kept:.0%} of the {self.by} are kept instead of {self.target:.0%}: {why}.")
         return tuple(notes)
+
+
+def _deployed(model: nn.Module, made: nn.Module, x: Tensor, by: By) -> float:
+    """The share of the cost that is kept where both are as they are exported, their branches made one layer."""
+    shape = (x.shape[1], x.shape[2], x.shape[3])
+    with inference(model), inference(made):
+        before, after = (cost_of(reparameterized(each, x, ALIKE)[0], shape, by) for each in (model, made))
+    return after / before
 
 
 def _cost(layer: Layer, method: str, by: By, ranks: tuple[int, ...]) -> int:

@@ -7,7 +7,7 @@ import pytest
 from experiments import cli, deploy_zoo
 from experiments.deploy_zoo import LOW, WHOLE, SweepConfig, examine, page
 from experiments.sweep import NAMES
-from kd.checkpoint import save_json
+from kd.checkpoint import load_json, save_json
 
 
 def row_of(name, way=WHOLE, **found):
@@ -108,7 +108,7 @@ def test_the_sweep_goes_on_where_it_was_stopped_and_one_model_is_examined_anew(t
     arguments = ["--out", str(tmp_path), "--model", "resnet18", "--ways", f"[{LOW}]"]
     assert cli.run("deploy_zoo", SweepConfig, deploy_zoo.main, arguments) == 0
     assert json.loads(capfd.readouterr().out) == row_of("resnet18", LOW, layers=3)
-    assert json.loads((tmp_path / LOW / "resnet18.json").read_text()) == row_of("resnet18", LOW, layers=3)
+    assert load_json(tmp_path / LOW / "resnet18.json") == row_of("resnet18", LOW, layers=3)
 
 
 def test_a_row_has_a_process_of_its_own(tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 import students
 from experiments import cli, plain_torch_pruning, prune_zoo
 from experiments.prune_zoo import OURS, THEIRS, Pruned, SweepConfig, examine, page, sweep
-from kd.checkpoint import save_json
+from kd.checkpoint import load_json, save_json
 
 NET, SIZE = "cifar_resnet8", 32
 KEPT = [0, 2, 3, 5, 6, 9]
@@ -200,7 +200,7 @@ def test_a_model_that_takes_too_long_or_crashes_is_a_row(tmp_path, limit, why):
 
     assert list(row["failed"]) == ["start"]
     assert row["failed"]["start"].startswith(why)
-    assert json.loads((tmp_path / OURS / f"{name}.json").read_text()) == row
+    assert load_json(tmp_path / OURS / f"{name}.json") == row
     assert "doing" not in row
 
 
@@ -248,7 +248,7 @@ def test_one_model_is_examined_anew_and_printed(tmp_path, capfd, pruner, monkeyp
 
     expected = row_of("levit_128s", pixels=224)
     assert json.loads(capfd.readouterr().out) == expected
-    assert json.loads((tmp_path / OURS / "levit_128s.json").read_text()) == expected
+    assert load_json(tmp_path / OURS / "levit_128s.json") == expected
 
 
 def test_the_page_is_written_where_it_is_wanted(tmp_path, capfd):

@@ -156,6 +156,25 @@ def test_where_maps_of_the_logits_are_averaged_the_map_before_is(size):
     assert told.classifier is None
 
 
+@pytest.mark.parametrize(
+    ("name", "head"), [("resnet18", "fc"), ("vgg11", "classifier.6"), ("squeezenet1_1", "classifier.1")]
+)
+def test_factors_in_the_place_of_the_classifier_leave_the_embedding_as_it_was(name, head):
+    torch.manual_seed(0)
+    model, x = models.get_model(name, num_classes=7).eval(), torch.rand(2, 3, 64, 64)
+    told, before = check(model, x, 7)
+    old = model.get_submodule(head)
+    if isinstance(old, nn.Linear):
+        row = [nn.Linear(old.in_features, 2, bias=False), nn.Linear(2, 7)]
+    else:
+        row = [nn.Conv2d(old.in_channels, 2, 1, bias=False), nn.Conv2d(2, 7, 1)]
+    model.set_submodule(head, nn.Sequential(*row))
+    now, after = check(model, x, 7)
+    torch.testing.assert_close(after.embedding, before.embedding)
+    assert (now.stages, now.last) == (told.stages, told.last)
+    assert now.classifier is None
+
+
 def test_an_image_that_the_model_cannot_take_is_refused():
     with pytest.raises(InputError, match=r"data\.image_size: 1x8x8"):
         ports(Plain(), 1, (8, 8))

@@ -16,6 +16,7 @@ from compress.lowrank.forms import FORMS, factorise
 from compress.lowrank.layers import look
 from compress.prune import Prune
 from compress.target import cost_of
+from kd.data import DataConfig, load
 from kd.errors import InputError
 
 SHAPE = (1, 8, 8)
@@ -127,7 +128,7 @@ def test_where_nothing_is_cheaper_the_model_is_unchanged_and_the_note_says_so(na
     model = varied() if name == "varied" else create(name)
     made, report = LowRank(0.5, min_rank=10_000)(model, context())
 
-    assert report.details == {"kept_macs": 1.0, "kept_params": 1.0, "layers": {}, "degenerate": []}
+    assert report.details == {"kept_macs": 1.0, "kept_params": 1.0, "layers": {}, "degenerate": [], "left": []}
     assert len(report.notes) == 1
     assert "the model is unchanged" in report.notes[0]
     assert made.blueprint == model.blueprint
@@ -481,7 +482,34 @@ def test_a_time_that_nothing_changes_is_told(context, clock):
     clock(lambda name, net: 1.0)
     _, report = LowRank(0.6, "latency", "tucker", runtime="torch")(create("cifar_resnet8"), context())
     assert report.details["kept_latency"] == 1.0
-    assert "100% of the latency are kept instead of 60%" in report.notes[-1]
+    assert report.notes == ("None of 7 nets that were tried comes nearer to 60% of the time: the model is unchanged.",)
+    assert report.details["layers"] == {}
+
+
+def test_a_net_that_factors_make_slower_stays_whole(context, clock):
+    model = create("cifar_resnet8")
+    whole = cost.measure(model, SHAPE).params
+    clock(lambda name, net: 1.0 + (cost.measure(net, SHAPE).params < whole))
+    made, report = LowRank(0.95, "latency", runtime="torch")(model, context())
+    assert report.details["kept_latency"] == report.details["kept_macs"] == 1.0
+    assert torch.equal(answers(made), answers(model))
+
+
+def test_of_what_was_tried_the_nearest_is_kept(context, clock):
+    """Whose time jumps past the target, so that the last that is tried is not it."""
+    model, tried = create("cifar_resnet8"), []
+
+    def time(name, net):
+        if name == "reference":
+            return 1.0
+        tried.append(cost.measure(net, SHAPE).macs)
+        return 0.65 if len(tried) == 2 else 0.9
+
+    clock(time)
+    made, report = LowRank(0.6, "latency", "tucker", runtime="torch")(model, context())
+    assert len(tried) == 7
+    assert cost.measure(made, SHAPE).macs == tried[1] != tried[-1]
+    assert report.details["kept_latency"] == 0.65
 
 
 def test_time_is_measured_on_the_runtime_of_the_file_unless_told_otherwise(context, clock):
@@ -647,7 +675,92 @@ def test_a_layer_that_its_net_looks_into_is_left_alone(context):
     made, report = LowRank(0.3, by="params")(wrap(net), context())
 
     assert set(report.details["layers"]) == {"1", "3"}
+    assert report.details["left"] == ["2.inner"]
+    assert any("1 layers, as 2.inner" in note for note in report.notes)
     assert torch.isfinite(answers(made)).all()
+
+
+class Asks(nn.Module):
+    """Treats its layer otherwise where it is no linear one."""
+
+    def __init__(self, refuse: Exception | None) -> None:
+        super().__init__()
+        self.inner, self.refuse = nn.Linear(64, 64), refuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self.inner) is not nn.Linear and self.refuse:
+            raise self.refuse
+        return self.inner(x) * (2 if type(self.inner) is nn.Linear else 1)
+
+
+@pytest.mark.parametrize("refuse", [None, ValueError("no linear layer"), AssertionError()])
+def test_a_net_that_asks_what_its_layer_is_keeps_it(refuse, context):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), Asks(refuse), nn.Linear(64, 10))
+    _, report = LowRank(0.3, by="params")(wrap(net), context())
+    assert set(report.details["layers"]) == {"1", "3"}
+    assert report.details["left"] == ["2.inner"]
+
+
+class Odd(nn.Module):
+    """Calls layers in ways of its own, and one in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.named, self.flat, self.body, self.head = (nn.Linear(64, 64) for _ in range(4))
+        self.twin, self.table = self.body, nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twin(self.body(self.named(input=x.flatten(1))))
+        bias = self.flat(self.table(torch.eye(64)).mean(0))  # of no image
+        return self.head(x + bias)[:, :10]
+
+
+def test_layers_that_are_called_in_ways_of_their_own(context):
+    torch.manual_seed(0)
+    model = wrap(Odd())
+    seen = {layer.path: layer for layer in look(model, context().images(), True)}
+    assert set(seen) == {"table", "head"}
+    assert (seen["table"].outputs, seen["head"].outputs) == (64, 1), "of one image, however many are shown"
+    made, report = LowRank(0.6, by="params")(model, context())
+    assert report.details["kept_params"] < 1
+    assert report.details["left"] == ["flat", "named"], "a layer in two places is none"
+    assert torch.isfinite(answers(made)).all()
+
+
+def test_more_than_logits_is_refused(context):
+    class Two(Odd):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x), x
+
+    with pytest.raises(InputError, match="gives more than logits"):
+        LowRank()(wrap(Two()), context())
+
+
+def test_few_images_do_not_make_the_rest_of_the_space_free(context):
+    """Where 4 images are all that a layer of 64 inputs was shown, rank 4 is not taken for all of it."""
+    torch.manual_seed(0)
+    model = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    few, many = (LowRank(ranks="energy", energy=0.99)(model, context(calibration=count)) for count in (4, 256))
+    ranks = [report.details["layers"].get("1", {"rank": [10]})["rank"][0] for _, report in (few, many)]
+    assert ranks[0] > 4
+    shown = look(model, context(calibration=4).images(), True)[0]
+    assert shown.seen == 4
+    assert torch.linalg.matrix_rank(shown.moment) == len(shown.moment)
+    enough = look(model, context(calibration=64).images(), True)[0]
+    outputs = answers(model, context(calibration=64).images()).double() - model.net[1].bias.detach()
+    torch.testing.assert_close(enough.moment, outputs.T @ outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_net_of_branches_costs_when_it_is_exported_is_told(context):
+    torch.manual_seed(0)
+    model = students.create("mobileone_s0", num_classes=10, in_chans=1, image_size=32, width=0.25).eval()
+    seen = context(data=load(DataConfig(image_size=32)), calibration=8)
+    made, report = LowRank(0.5, method="svd", whiten=False)(model, seen)
+    before, after = (Export().write(each, seen.data, seen.folder / "x.onnx").count().macs for each in (model, made))
+    assert report.details["deployed"] == pytest.approx(after / before, abs=0.02)
+    assert report.details["deployed"] > 1 > report.details["kept_macs"]
+    assert "Exported, " in report.notes[-1]
 
 
 def test_positions_are_counted_for_an_image_however_a_net_cuts_it_up(context):
