@@ -60,6 +60,7 @@ class Cluster:
         """Raises InputError for a model that is a file already, and for weights that are not finite."""
         if not isinstance(model, students.Classifier):
             raise InputError("stages", "cluster", "must come before export: a file has no weights to share")
+        students.check_plain(model)
         made = copy.deepcopy(model)
         layers = {path: layer for path, layer in masks.layers(made.net).items() if layer.weight.any()}
         importance = masks.curvature(model, *context.labelled()) if self.curvature else None
@@ -77,7 +78,7 @@ class Cluster:
             "lost": {path: _share(clusters, lines[path]) for path, clusters in found.items()},
             "bits": {path: clusters.bits / int(clusters.counts.sum()) for path, clusters in found.items()},
         }
-        return made.eval(), Report("cluster", self._notes(details), details)
+        return made.eval(), Report("cluster", (*self._notes(details), *masks.others(made.net)), details)
 
     def _bits(self, layer: Layer) -> int:
         return self.conv_bits if isinstance(layer, nn.Conv2d) else self.linear_bits

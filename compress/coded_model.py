@@ -23,7 +23,7 @@ from kd.errors import InputError
 from kd.evaluate import inference
 
 MAGIC, VERSION = b"\x89RETORT\n", 1
-_HEAD = struct.Struct("<8sI4xQQ")  # magic, version, bytes of the header, and as decoded
+_HEAD = struct.Struct("<8sIIQQ")  # magic, version, zeros, bytes of the header, and as decoded
 _SEAL = hashlib.sha256().digest_size
 
 
@@ -97,7 +97,7 @@ def write(model: students.Classifier, path: Path, coder: Coder = "zstd") -> list
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     _, short = squeezed(np.frombuffer(text, np.uint8))
-    body = b"".join([_HEAD.pack(MAGIC, VERSION, len(short), len(text)), short, *_streams(tensors)])
+    body = b"".join([_HEAD.pack(MAGIC, VERSION, 0, len(short), len(text)), short, *_streams(tensors)])
     atomic_write(path, CodedModel.seal(body))
     return tensors
 
@@ -117,20 +117,23 @@ def read(path: Path) -> students.Classifier:
     if CodedModel.seal(body) != content:
         raise InputError("model", str(path), "was truncated or altered: its digest does not match its content")
     try:
-        _, version, size, length = _HEAD.unpack_from(body)
+        _, version, nothing, size, length = _HEAD.unpack_from(body)
         if version != VERSION:
             raise InputError("model", str(path), f"is coded in version {version}, {VERSION} is known")
+        if nothing:
+            raise ValueError("what is to be zeros is not")
         header = json.loads(_text(body[_HEAD.size : _HEAD.size + size], length))
         content_of = _cut(header["tensors"], body[_HEAD.size + size :])
         state = {record["name"]: decoded(record, content_of) for record in header["tensors"]}
+        plan, told = header["blueprint"], header["digest"]
     except InputError:
         raise
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, StopIteration, struct.error) as error:
+    except Exception as error:  # whatever bytes raise that mean nothing
         raise InputError("model", str(path), f"is no coded model that can be read ({error})") from error
     with torch.random.fork_rng(devices=[]):  # reading a model draws nothing from the caller's stream
-        model = students.Blueprint.from_json(json.dumps(header["blueprint"])).build()
+        model = students.Blueprint.from_json(json.dumps(plan)).build()
     students.load_weights(model, state, str(path))
-    if digest([*state.values()]) != header["digest"]:
+    if digest([*state.values()]) != told:
         raise InputError("model", str(path), "was decoded to other weights than it was made of")
     return model.eval()
 

@@ -61,7 +61,7 @@ def coded(name: str, tensor: Tensor, coder: Coder = "zstd") -> Coded:
     words = rows.view(_WORDS[size])[:, 0] if size in _WORDS else None
     there = None if words is None or words.all() else words != 0
     parts: dict[str, Array] = {}
-    if words is not None and there is not None and 4 * np.count_nonzero(there) <= 3 * len(there):
+    if words is not None and there is not None and _apart_from_zeros(words, there):
         record["form"], parts["positions"] = _positions(there)
         rows, words = rows[there], words[there]
     values = None if words is None else _few(words)
@@ -105,6 +105,12 @@ def decoded(record: dict[str, Any], content: Iterator[bytes]) -> Tensor:
         kept, rows = rows, np.zeros((entries, size), np.uint8)
         rows[there] = kept
     return torch.from_numpy(np.array(rows, order="C")).flatten().view(dtype).view(shape)
+
+
+def _apart_from_zeros(words: Array, there: Array) -> bool:
+    """Whether positions are worth their bits: where many are zero, or zero is one value too many for a table."""
+    many = 4 * np.count_nonzero(there) <= 3 * len(there)
+    return bool(many) or (_few(words) is None and _few(words[there]) is not None)
 
 
 def _few(words: Array) -> Array | None:

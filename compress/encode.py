@@ -9,7 +9,7 @@ from typing import Any, get_args
 import students
 from compress.coded_model import CodedModel, write
 from compress.coding import Coded
-from compress.entropy import Coder
+from compress.entropy import Coder, check_installed
 from compress.stage import Artefact, Context, Report
 from kd.errors import InputError
 
@@ -31,6 +31,7 @@ class Encode:
     def __post_init__(self) -> None:
         if self.coder not in get_args(Coder):
             raise InputError("encode.coder", self.coder, f"must be one of {', '.join(get_args(Coder))}")
+        check_installed(self.coder)
 
     def __call__(self, model: Artefact, context: Context) -> tuple[Artefact, Report]:
         """Raises InputError for a model that is a file already, and for a coder that is not installed."""
@@ -39,7 +40,12 @@ class Encode:
         path = context.folder / CodedModel.file
         tensors = write(model, path, self.coder)
         details = told(tensors, path.stat().st_size)
-        return CodedModel(path), Report("encode", _notes(details), details)
+        try:
+            coded = CodedModel(path)
+        except InputError:  # what the blueprint does not rebuild
+            path.unlink()
+            raise
+        return coded, Report("encode", _notes(details), details)
 
 
 def told(tensors: Sequence[Coded], file_bytes: int) -> dict[str, Any]:

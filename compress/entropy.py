@@ -7,6 +7,7 @@ Here hardly anything repeats, and what a stream tells is which bytes are frequen
 from __future__ import annotations
 
 import struct
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ def squeezed(stream: Array, coder: Coder = "zstd", quick: bool = False) -> tuple
     Raises InputError where the range coder is asked for but not installed.
     """
     raw = stream.tobytes()
-    levels = _LEVELS[:1] if quick or coder == RANGE or len(raw) > _LONG else _LEVELS
+    levels = _LEVELS[:1] if quick or len(raw) > _LONG else _LEVELS
     forms = [(RAW, raw), *((ZSTD, _compressed(raw, level)) for level in levels)]
     if coder == RANGE and len(stream):
         forms.append((RANGE, _ranged(stream)))
@@ -107,9 +108,14 @@ def _model(frequencies: Array) -> Any:
     return _constriction().stream.model.Categorical(frequencies / _WHOLE, perfect=False)
 
 
+def check_installed(coder: str) -> None:
+    """Raise InputError that names the extra where the range coder is asked for but not installed."""
+    if coder == RANGE and find_spec("constriction") is None:
+        raise InputError("coder", RANGE, "needs the extra: pip install 'retort[coding]'")
+
+
 def _constriction() -> Any:
-    try:
-        import constriction
-    except ImportError as error:
-        raise InputError("coder", RANGE, "needs the extra: pip install 'retort[coding]'") from error
+    check_installed(RANGE)
+    import constriction
+
     return constriction

@@ -105,7 +105,7 @@ def start(line: Line, clusters: int, how: Start, seed: int = 0) -> Array:
     if how == "density":
         places = ((np.arange(clusters) + 0.5) / clusters * count).astype(np.int64)
     else:
-        places = np.random.default_rng(seed).choice(count, min(clusters, count), replace=False)
+        places = np.random.default_rng(seed % (1 << 63)).choice(count, min(clusters, count), replace=False)
     return np.unique(line.values[places]).astype(np.float64)
 
 

@@ -19,6 +19,7 @@ import students
 Layer = nn.Conv2d | nn.Linear
 Tensors = Mapping[str, Tensor]  # of weights by the paths of their layers
 Scope = Literal["global", "layer"]
+_MANY = 0.05  # of all parameters
 
 
 class Mask(nn.Module):
@@ -43,6 +44,17 @@ class Mask(nn.Module):
 def layers(net: nn.Module) -> dict[str, Layer]:
     """The convolutions and linear layers of a net by path: what masks are for. Biases and norms have none."""
     return {path: module for path, module in net.named_modules() if isinstance(module, Layer)}
+
+
+def others(net: nn.Module) -> tuple[str, ...]:
+    """A sentence on weights of other layers (of one dimension, recurrent, stored in a parameter), if those are many."""
+    of = {layer.weight for layer in layers(net).values()}
+    found = {name: each.numel() for name, each in net.named_parameters() if each.dim() > 1 and each not in of}
+    share = sum(found.values()) / max(1, sum(each.numel() for each in net.parameters()))
+    if share < _MANY:
+        return ()
+    most = max(found, key=lambda name: found[name])
+    return (f"{share:.0%} of the parameters are in other layers and stay as they are, most of them in {most}.",)
 
 
 def weights(layers: Mapping[str, Layer]) -> dict[str, Tensor]:

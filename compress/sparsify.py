@@ -83,6 +83,7 @@ class Sparsify:
         """Raises InputError for a model that is a file already, and for settings that leave no layer to mask."""
         if not isinstance(model, students.Classifier):
             raise InputError("stages", "sparsify", "must come before export: a file has no weights to mask")
+        students.check_plain(model)
         made = copy.deepcopy(model)
         layers, odd = self._layers(made.net)
         choose = partial(self._choose, self._worth(model, context))
@@ -97,7 +98,7 @@ class Sparsify:
             notes += untaught
             details["curve"] = curve
         details |= {"sparsity": _zeros(layers), "layers": {path: _zeros({path: layers[path]}) for path in layers}}
-        return made.eval(), Report("sparsify", (*notes, *self._notes(details, odd)), details)
+        return made.eval(), Report("sparsify", (*notes, *self._notes(details, odd), *masks.others(made.net)), details)
 
     def _notes(self, details: Mapping[str, Any], odd: list[str]) -> list[str]:
         notes = [

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import students
 from compress import Cluster, Encode, Sparsify, masks
-from compress.entropy import Coder
+from compress.entropy import Coder, check_installed
 from experiments import cli, untrained
 from experiments.render.markdown import table
 from experiments.sweep import Row
@@ -75,6 +75,8 @@ class RatioConfig:
         for name in ("ways", "coders"):
             if not getattr(self, name):
                 raise InputError(name, "[]", "name at least one")
+        for coder in self.coders:
+            check_installed(coder)
 
 
 def measure(config: RatioConfig) -> list[Row]:

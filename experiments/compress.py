@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import students
-from compress import Context, Stage, load_artefact, save_artefact
+from compress import CodedModel, Context, Stage, load_artefact, save_artefact
 from experiments import cli, train_teacher
 from experiments.config import ObjectiveConfig, TeacherConfig
 from experiments.steps import Outcome, Run
@@ -32,7 +32,7 @@ class CompressConfig:
     Attributes:
         out: the run folder.
         seed: of whatever a stage draws (the split has its own: data.seed).
-        model: the model folder to start from.
+        model: the model folder, or coded file, to start from.
         data: for calibration, recovery and validation.
         teacher: whom recovery learns from.
         stages: what is done, one after the other, by import path.
@@ -83,6 +83,16 @@ def compress(stages: Sequence[Stage], start: Path, run: Run, context: Context, u
     return before
 
 
+def opened(path: Path) -> students.Classifier:
+    """The model in a folder, or decoded from a coded file. Raises InputError for any other file."""
+    if not path.is_file():
+        return students.load(path)
+    found = load_artefact(path)
+    if not isinstance(found, CodedModel):
+        raise InputError("model", str(path), "is a file that runs: stages start from a model folder or a coded file")
+    return found.classifier
+
+
 def keep(model: students.Classifier, folder: Path) -> Outcome:
     """The step: the model to start from, so that the run folder stands alone."""
     students.save(model, folder)
@@ -92,7 +102,7 @@ def keep(model: students.Classifier, folder: Path) -> Outcome:
 def main(config: CompressConfig, resolved: str) -> None:
     data, seed = load_data(config.data), config.seed
     train_teacher.check(config.teacher, data)
-    model = students.load(Path(config.model))
+    model = opened(Path(config.model))
     if model.blueprint.num_classes != data.facts.classes:
         raise InputError("model", config.model, f"does not have the {data.facts.classes} classes of the data")
     if not config.stages:

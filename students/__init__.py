@@ -7,7 +7,7 @@ from students.create import create
 from students.edits import Edit, Reclassify, Replace, Resize, edit
 from students.inherit import inherit
 from students.scaling import Factors
-from students.storage import load, load_weights, save
+from students.storage import check_plain, load, load_weights, save
 from students.zoo import stages
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Replace",
     "Resize",
     "adopt",
+    "check_plain",
     "create",
     "edit",
     "inherit",

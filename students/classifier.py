@@ -44,7 +44,8 @@ class Classifier(nn.Module):
         size = (self.blueprint.image_size,) * 2
         if self.blueprint.resize and x.shape[-2:] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
-        return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
+        x = (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
+        return x.to(next(self.net.parameters(), x).dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(self.normalize(x))

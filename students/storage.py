@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from kd.checkpoint import atomic_write, digest
 from kd.errors import InputError
@@ -23,9 +24,10 @@ PLAN, WEIGHTS = "blueprint.json", "model.safetensors"
 def save(model: nn.Module, folder: Path | str) -> None:
     """Write what `adopt` makes of `model` so that `load` gives it back, exactly.
 
-    A kill leaves a folder that `load` takes or refuses.
+    A kill leaves a folder that `load` takes or refuses. Raises InputError as `check_plain` does.
     """
     model = adopt(model)
+    check_plain(model)
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.net.state_dict().items()}
     plan = json.loads(model.blueprint.to_json())
     atomic_write(Path(folder) / WEIGHTS, pack(state))
@@ -53,6 +55,13 @@ def load(folder: Path | str) -> Classifier:
     if altered or sealed != _digest(plan, state):
         raise InputError("model", str(folder), f"was altered: {PLAN} and {WEIGHTS} do not match the digest")
     return model.eval()
+
+
+def check_plain(model: nn.Module) -> None:
+    """Raise InputError where a weight is computed from others, which a blueprint does not tell."""
+    for path, module in model.named_modules():
+        if is_parametrized(module):
+            raise InputError("model", path, "has a parametrised weight: bake it (remove_parametrizations) first")
 
 
 def _digest(plan: dict[str, object], state: Mapping[str, Tensor]) -> str:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from torch.nn.utils.parametrizations import weight_norm
 
 import students
 from compress import Cluster, Prune, Recover, Sparsify, cluster, masks
@@ -191,3 +193,44 @@ def test_models_that_cannot_be_are_refused(exported, sparse, context):
     model.net.conv1.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"model: conv1: has weights that are NaN or infinite"):
         Cluster()(model, context())
+
+
+def test_the_share_of_a_layer_counts_however_large_its_weights_are(sparse, context):
+    scaled = copy.deepcopy(sparse)
+    with torch.no_grad():
+        scaled.net.layer1[0].conv1.weight *= 128
+    found = [Cluster(4, 3, spread=True)(model, context())[1].details["clusters"] for model in (sparse, scaled)]
+    assert found[0] == found[1]
+
+
+def test_with_curvature_bits_go_where_the_loss_is(sparse, context, monkeypatch):
+    """Of two layers that weigh alike for their own sizes, the one of which the loss is a thousand times as curved."""
+    some = "layer2.0.conv1"
+    counts = []
+    for curved in (1.0, 1000.0):
+        flat = {path: torch.ones_like(w) * (curved if path == some else 1.0) for path, w in weights(sparse).items()}
+        monkeypatch.setattr(masks, "curvature", lambda *_, flat=flat: flat)
+        counts.append(Cluster(4, 3, spread=True, curvature=True)(sparse, context())[1].details["bits"][some])
+    assert counts[1] > counts[0] + 0.1
+
+
+@pytest.mark.parametrize("stage", [Cluster(), Sparsify(), Sparsify(0.5, schedule="gradual")])
+def test_parametrised_models_are_refused_and_stay_whole(stage, sparse, context, tmp_path):
+    model = copy.deepcopy(sparse)
+    weight_norm(model.net.layer1[0].conv1)
+    x = torch.rand(2, 1, 8, 8)
+    before = model(x).detach()
+    with pytest.raises(InputError, match=r"net\.layer1\.0\.conv1: has a parametrised weight"):
+        stage(model, context())
+    with pytest.raises(InputError, match="has a parametrised weight"):
+        students.save(model, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    assert torch.equal(model(x).detach(), before)
+
+
+def test_weights_of_other_layers_are_told_where_they_are_many(context):
+    torch.manual_seed(0)
+    model = students.create("efficientvim_m1", num_classes=10, in_chans=1, image_size=32, width=0.25)
+    for stage in (Cluster(), Sparsify()):
+        _, report = stage(model, context())
+        assert re.search(r"^\d+% of the parameters are in other layers and stay as they are", report.notes[-1])

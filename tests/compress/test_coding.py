@@ -28,6 +28,7 @@ TENSORS = {
     "sparse double": drawn((40, 30), 0.1, 8, torch.float64),
     "very sparse": drawn((500, 400), 0.0005, 2),
     "clustered": drawn((64, 64), 1, 256),
+    "clustered with a few zeros": drawn((64, 64), 0.9, 256),
     "both": drawn((64, 64, 3, 3), 0.3, 13),
     "two values": drawn((64, 64), 0.5, 2),
     "one value": drawn((64, 64), 0.5, 1),
@@ -113,3 +114,12 @@ def test_streams_that_do_not_fit_are_refused():
     for harm in ({"shape": [64, 64]}, {"shape": [640, 64, 3, 3]}, {"bits": 8}, {"bits": 2}, {"form": "gaps"}):
         with pytest.raises((ValueError, IndexError)):
             decoded(made.record | harm, iter(made.streams))
+
+
+def test_a_zero_beside_256_values_costs_its_position_and_no_more():
+    """`Cluster` leaves zeros alone: they are one value more than a table holds."""
+    dense, tensor = (drawn((256, 256), density, 256) for density in (1, 0.9))
+    assert len(tensor.unique()) == 257
+    made = coded("it", tensor)
+    assert made.clusters == 256
+    assert made.size < coded("it", dense).size + tensor.numel() / 8

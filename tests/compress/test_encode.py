@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -68,3 +69,11 @@ def test_settings_and_models_that_cannot_be_are_refused(clustered, exported, con
     with pytest.raises(InputError, match="needs the extra"):
         Encode("range")(clustered, context(folder=tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_what_cannot_be_read_again_leaves_no_file(clustered, context, tmp_path):
+    model = copy.deepcopy(clustered)
+    model.net.register_buffer("mine", torch.arange(5))
+    with pytest.raises(InputError, match="has no mine"):
+        Encode()(model, context(folder=tmp_path / "coded"))
+    assert not list((tmp_path / "coded").iterdir())

@@ -71,3 +71,10 @@ def test_the_range_coder_names_its_extra(monkeypatch):
     for work in (lambda: squeezed(STREAMS["gaps"], "range"), lambda: whole("range", content, 50000)):
         with pytest.raises(InputError, match=r"coder: range: needs the extra: pip install 'retort\[coding\]'"):
             work()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_with_the_range_coder_nothing_is_larger(name):
+    repeats = np.tile(STREAMS[name][:200], 200)  # where zstandard's slow level finds more than frequencies
+    for given in (STREAMS[name], repeats):
+        assert len(squeezed(given, "range")[1]) <= len(squeezed(given)[1])

@@ -71,3 +71,12 @@ def test_losses_can_tap_it() -> None:
     assert ports.stages == ((16, 16, 16), (32, 8, 8), (64, 4, 4))
     outputs = taps.read(made, torch.rand(2, 3, 16, 16), Needs(embedding=True, stages=(-1,)))
     assert outputs.embedding is not None
+
+
+def test_images_become_what_its_weights_are() -> None:
+    made, x = model(), torch.rand(2, 3, 16, 16)
+    expected = made(x)
+    for kind in (torch.bfloat16, torch.float64):
+        cast = copy.deepcopy(made).to(kind)
+        assert cast(x).dtype == kind
+        torch.testing.assert_close(cast(x).float(), expected, rtol=0.1, atol=0.1)
