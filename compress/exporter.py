@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from compress.file_model import FileModel
 from compress.reparameterize import reparameterized
@@ -110,8 +110,11 @@ class Exporter(ABC, Generic[File]):
 def _plain(model: nn.Module) -> nn.Module:
     """With weights in the place of what computes them from others: torch.export cannot leave that out."""
     for module in list(model.modules()):
-        for name in [*getattr(module, "parametrizations", ())]:
-            remove_parametrizations(module, name)
+        if is_parametrized(module):
+            kind = type(module)  # torch put the properties into a class, which copies share
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+            for name in list(vars(module)["_modules"]["parametrizations"]):
+                remove_parametrizations(module, name)
     return model
 
 

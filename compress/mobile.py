@@ -51,7 +51,14 @@ class MobileModel(FileModel):
 
     def ready(self, x: Tensor) -> Callable[[], Any]:
         forward, images = self._loaded.forward, x.split(1)
-        return lambda: torch.cat([forward.execute([image])[0].clone() for image in images])  # its memory is used again
+
+        def run() -> Tensor:
+            try:
+                return torch.cat([forward.execute([image])[0].clone() for image in images])  # its memory is used again
+            except Exception as error:
+                raise InputError("model", str(self.path), f"ExecuTorch cannot run it: {error}") from error
+
+        return run
 
     @cached_property
     def _loaded(self) -> _Loaded:
@@ -108,6 +115,15 @@ class Mobile(Exporter[MobileModel]):
 
     def content(self, model: nn.Module, images: Tensor, facts: dict[str, str], data: Data) -> bytes:
         check_installed()
+        try:
+            return self._lowered(model, images, facts, data)
+        except InputError:
+            raise
+        except Exception as error:  # ExecuTorch raises what it meets
+            why = f"ExecuTorch cannot take it: {' '.join(repr(error).split())[:200]}"
+            raise InputError("export", type(model).__name__, why) from error
+
+    def _lowered(self, model: nn.Module, images: Tensor, facts: dict[str, str], data: Data) -> bytes:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 

@@ -103,6 +103,8 @@ def _adapted(x: Tensor, image_size: int | None, channels: int | None) -> Tensor:
 
 def _frozen(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model).eval().requires_grad_(False)
+    if any(each.dim() > 4 for each in (*copied.parameters(), *copied.buffers())):
+        return copied  # torch has no such order of theirs
     return copied.to(memory_format=torch.channels_last)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.quantize.net import Net
+from kd.errors import InputError
 
 BINS = 2048
 LEVELS = 255  # steps of an unsigned byte
@@ -58,11 +59,16 @@ def histograms(net: Net, names: Sequence[str], images: Tensor, bins: int = BINS)
 
 
 def ends(net: Net, names: Sequence[str], images: Tensor) -> dict[str, Range]:
-    """The least and the largest value of each tensor, and zero between them."""
+    """The least and the largest value of each tensor, and zero between them.
+
+    Raises InputError (field `quantize.mode`) where a tensor is infinite, as masks of attention may be.
+    """
     found = dict.fromkeys(names, (0.0, 0.0))
     for arrays in net.flow(names, images):
         for name, array in arrays.items():
             low, high = (float(end) for end in array.aminmax())
+            if not np.isfinite([low, high]).all():
+                raise InputError("quantize.mode", "static", f"{name} is infinite or NaN: no integers stand for that")
             found[name] = min(found[name][0], low), max(found[name][1], high)
     return found
 
@@ -105,6 +111,8 @@ def entropy(found: Histogram) -> Range:
     The threshold is the one of which the distribution, what is outside put into the outermost bins, differs least, by
     Kullback and Leibler, from itself in as many levels as a byte has (Migacz, 8-bit inference with TensorRT, 2017).
     """
+    if not found.counts.any():
+        return found.low, found.high
     edges, far = found.edges, max(-found.low, found.high)
     best, least = (found.low, found.high), np.inf
     for threshold in np.linspace(far / _ENDS, far, _ENDS):

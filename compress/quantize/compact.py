@@ -18,7 +18,7 @@ _DEFAULTS = {"dilations": 1, "strides": 1, "pads": 0, "group": 1}
 """What a convolution does where nothing is said."""
 _FEW = 16  # scales whose halves would save less than the node that widens them takes
 _HALF_BYTES = 21  # ONNX's first version with integers of 4 bits
-_CHANGED = ("GroupNormalization", "GridSample")  # what earlier versions meant by these is not what that one does
+_CHANGED = ("GroupNormalization", "GridSample", "DFT")  # what earlier versions meant by these is not what that one does
 
 
 def compact(model: ModelProto) -> None:

@@ -19,7 +19,7 @@ from compress.onnx_model import OnnxModel, session_options, write
 from compress.quantize.calibrate import Range, ranges
 from compress.quantize.compact import compact
 from compress.quantize.equalize import equalize
-from compress.quantize.net import Net
+from compress.quantize.net import KINDS, Net
 from compress.quantize.scheme import Scheme
 from compress.quantize.weights import Settled, scales, settle, settled
 from kd.errors import InputError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 _STEPS = "TensorQuantOverrides"
+_SCALES = 13  # ONNX's first version with a scale for each channel
 _FLOAT = ("InstanceNormalization",)
 """What runs in float anyhow; copies of biases that they share may get a name that is taken."""
 
@@ -84,6 +85,14 @@ class Ready:
         net = Net(_copy(self.graph))
         settle(net, found)
         return net
+
+    @property
+    def others(self) -> list[str]:
+        """Layers with a stored weight that keeps 8 bits: they share it, or are of no image's two dimensions."""
+        graph, known = self.graph.graph, {layer.name for layer in self.net.layers}
+        stored = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
+        layers = (node for node in graph.node if node.op_type in (*KINDS, "ConvTranspose"))
+        return [node.name for node in layers if node.input[1] in stored and node.name not in known]
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
@@ -155,8 +164,15 @@ def prepared(path: Path) -> ModelProto:
 
     with TemporaryDirectory() as folder, _told("static"), _quiet():
         result = Path(folder) / "prepared.onnx"
+        model = onnx.load(path)
+        if all(entry.version < _SCALES for entry in model.opset_import if entry.domain in ("", "ai.onnx")):
+            path = Path(folder) / "converted.onnx"
+            onnx.save(onnx.version_converter.convert_version(model, _SCALES), path)
         quant_pre_process(path, result, skip_symbolic_shape=True)  # symbolic: fails on some nets, and adds nothing
-        return onnx.load(result)
+        model = onnx.load(result)
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type} {number}"  # by which layers are told apart
+    return model
 
 
 def written(model: ModelProto, path: Path) -> OnnxModel:

@@ -124,7 +124,7 @@ def _max_pool(
     storage_order: int = 0,
     auto_pad: str = "NOTSET",
 ) -> Tensor:
-    _only("MaxPool", auto_pad=auto_pad)
+    _only("MaxPool", auto_pad=auto_pad, kernel_shape=kernel_shape)
     x, ends = _spatial(x, pads, -torch.inf)
     step, gaps = list(strides or [1, 1]), list(dilations or [1, 1])
     return F.max_pool2d(x, list(kernel_shape), step, ends, gaps, bool(ceil_mode))
@@ -140,7 +140,7 @@ def _average_pool(
     count_include_pad: int = 0,
     auto_pad: str = "NOTSET",
 ) -> Tensor:
-    _only("AveragePool", auto_pad=auto_pad)
+    _only("AveragePool", auto_pad=auto_pad, kernel_shape=kernel_shape)
     ends = list(pads or [0, 0, 0, 0])
     if ends[:2] != ends[2:]:
         raise NotImplementedError("AveragePool with another padding at the end than at the beginning")
@@ -148,9 +148,11 @@ def _average_pool(
     return F.avg_pool2d(x, list(kernel_shape), step, ends[:2], bool(ceil_mode), bool(count_include_pad))
 
 
-def _only(name: str, auto_pad: str) -> None:
+def _only(name: str, auto_pad: str, kernel_shape: Sequence[int] = (1, 1)) -> None:
     if auto_pad not in ("NOTSET", "VALID"):
         raise NotImplementedError(f"{name} with auto_pad {auto_pad}")
+    if len(kernel_shape) != 2:
+        raise NotImplementedError(f"{name} of {len(kernel_shape)} dimensions")
 
 
 def _gemm(

@@ -19,7 +19,7 @@ from compress.quantize.scheme import FEW
 from compress.recover import lessons
 from compress.stage import Context
 from kd.errors import InputError
-from kd.evaluate import evaluate
+from kd.evaluate import evaluate, inference
 from kd.fit import fit
 
 if TYPE_CHECKING:
@@ -200,11 +200,15 @@ def trained(
         most: the largest integer that weights may become.
 
     Raises:
-        InputError: (field `quantize.mode`) the graph has an operator that has no gradient here.
+        InputError: (field `quantize.mode`) the graph has an operator that has no gradient here, or integers ruin it.
     """
     teacher, data = GraphModule(model), context.data
     student = FakeQuantized(static, teacher.constants(), most)
     untrained = student.coded()
+    with inference(student):
+        if not student(context.images()).isfinite().all():
+            told = "in integers it gives NaN or infinite logits, as where they round a divisor to zero"
+            raise InputError("quantize.mode", "qat", told)
     before = evaluate(student, data.evaluation("val")).top1
     if lesson.source == "float":
         regime, notes = lessons(student, replace(context, reference=teacher), "reference")

@@ -75,7 +75,7 @@ class Quantize(Scheme):
         Lesson(self.epochs, self.lr, self.source)
         if self.mode not in _FORMS:
             raise InputError("quantize.mode", self.mode, f"must be one of {', '.join(_FORMS)}")
-        if self.keep_float < 0 or (self.keep_float and self.mode == "dynamic"):
+        if type(self.keep_float) is not int or self.keep_float < 0 or (self.keep_float and self.mode == "dynamic"):
             raise InputError("quantize.keep_float", self.keep_float, "must be 0 or more, and 0 in dynamic files")
         if not self.within >= 0:
             raise InputError("quantize.within", self.within, "must be 0 or above")
@@ -117,6 +117,8 @@ class Quantize(Scheme):
             details["kept_float"] = kept
             if chosen in ("mixed", self.mode):
                 notes.append(f"left in float, because they change the answers most: {', '.join(kept)}")
+        if self.bits < 8 and chosen != "float" and (others := ready.others):
+            notes.append(f"weights of 8 bits all the same: {', '.join(others)}")
         report = Report("quantize", (*notes, *_notes(scores, chosen, self.within, self.most)), details)
         return OnnxModel(context.folder / ONNX), report
 

@@ -122,7 +122,7 @@ def learned(rows: Tensor, step: Tensor, most: int, moments: Tensor) -> Tensor:
     squares = moments.diagonal(dim1=1, dim2=2)[group]
     off = found - exact
     slopes = torch.einsum("gof,gfe->goe", off.unflatten(0, (len(moments), -1)), moments).flatten(0, 1)
-    small = _LEAST * (slopes * off).sum(1)
+    small = (_LEAST * (slopes * off).sum(1)).clamp(min=0)  # which rounding might put below
     while True:
         turns = below + above - 2 * found  # to the other side
         gains = 2 * turns * slopes + turns.square() * squares

@@ -9,6 +9,7 @@ import torch
 from onnx import helper
 
 from compress.quantize.calibrate import BINS, RANGES, Histogram, entropy, histograms, mse, percentile, ranges
+from kd.errors import InputError
 
 
 def made(values: np.ndarray, bins: int = BINS) -> Histogram:
@@ -115,3 +116,21 @@ def test_of_large_tensors_a_part_is_counted_alike_from_all_places(make_net):
     counts = histograms(net, ["image"], images, bins=4)["image"].counts
     assert 2 * 2**12 < counts.sum() <= 2 * 2**15
     assert counts.min() > 0.95 * counts.max()
+
+
+@pytest.mark.parametrize("how", RANGES)
+def test_a_tensor_that_is_always_zero_has_a_range(how, make_net):
+    nodes = [helper.make_node("Sub", ["image", "image"], ["none"]), helper.make_node("Add", ["image", "none"], ["out"])]
+    found = ranges(make_net(nodes, {}, (1, 4, 4)), ["none", "out"], torch.rand(3, 1, 4, 4), how)
+    assert found["none"] == (0.0, 0.0)
+    assert found["out"][1] > 0.9
+
+
+@pytest.mark.parametrize("how", RANGES)
+def test_what_is_infinite_is_named(how, make_net):
+    """As what a mask of attention is."""
+    mask = np.zeros((4, 4), np.float32)
+    mask[0, 3] = -np.inf
+    nodes = [helper.make_node("Add", ["image", "mask"], ["masked"]), helper.make_node("Softmax", ["masked"], ["out"])]
+    with pytest.raises(InputError, match=r"quantize\.mode: static: masked is infinite or NaN"):
+        ranges(make_net(nodes, {"mask": mask}, (1, 4, 4)), ["masked", "out"], torch.rand(3, 1, 4, 4), how)

@@ -106,3 +106,21 @@ def test_of_unequal_channels_integers_lose_far_less(tmp_path):
             (quantized(exported, "static", IMAGES, tmp_path / "q.onnx", scheme)(IMAGES) - whole).norm()
         )
     assert errors[True] < 0.3 * errors[False]
+
+
+def test_no_channel_is_scaled_beyond_the_limit_of_a_clip(make_net):
+    """Of which the second layer would have the first make more than the images bring near the limit."""
+    made = weights(w1=(8, 3, 1, 1), b1=(8,), w2=(6, 8, 1, 1))
+    made["w1"] *= 0.01
+    made |= {"none": np.float32(0), "six": np.float32(0.2)}
+    nodes = [
+        node("Conv", "image w1 b1", "c1"),
+        node("Clip", "c1 none six", "r1"),
+        node("Conv", "r1 w2", "out"),
+    ]
+    made["b1"] = np.full(8, 0.05, np.float32)
+    net = make_net(nodes, made, (3, 8, 8))
+    before = answers(net)
+    assert equalize(net, IMAGES) == 1
+    assert np.abs(net["w1"]).max() > 1.5 * np.abs(made["w1"]).max(), "something was scaled up"
+    np.testing.assert_allclose(answers(net), before, rtol=1e-4, atol=1e-5)

@@ -185,3 +185,44 @@ def test_parameters_and_metadata_stay_and_a_second_time_is_refused(exported, dig
 def test_which_processors_overflow(monkeypatch, facts, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
     assert saturates() is expected
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+def test_nodes_without_names_are_told_apart(opset, tmp_path):
+    """As other programs write them; layers are known by their names here."""
+    draws = np.random.default_rng(0)
+    stored = [draws.normal(size=(10, 10)).astype(np.float32) / 3 for _ in range(3)]
+    arrays = [numpy_helper.from_array(array * 10**place, f"w{place}") for place, array in enumerate(stored)]
+    names = ["flat", "a", "b", "out"]
+    nodes = [onnx.helper.make_node("Flatten", ["image"], ["flat"])]
+    nodes += [onnx.helper.make_node("MatMul", [names[k], f"w{k}"], [names[k + 1]]) for k in range(3)]
+    image, out = (
+        onnx.helper.make_tensor_value_info(name, 1, shape)
+        for name, shape in (("image", ["n", 1, 2, 5]), ("out", ["n", 10]))
+    )
+    graph = onnx.helper.make_graph(nodes, "g", [image], [out], arrays)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+    exported, images = write(model, tmp_path / "float.onnx"), torch.rand(64, 1, 2, 5)
+    expected = exported(images)
+    for mode in ("static", "dynamic"):
+        small = quantized(exported, mode, images, tmp_path / f"{mode}.onnx", Scheme(correct_bias=True))
+        assert (small(images) - expected).norm() < 0.03 * expected.norm(), mode
+
+
+class Transforms(nn.Module):
+    """A linear layer on frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.fft.fft2(x).real.flatten(1))
+
+
+def test_operators_that_later_versions_read_otherwise_keep_bytes(digits, tmp_path):
+    images = next(digits.evaluation("val", 32)).x
+    exported = write(convert(Transforms().eval(), images, 18), tmp_path / "float.onnx")
+    for mode in ("static", "dynamic"):
+        small = quantized(exported, mode, images, tmp_path / f"{mode}.onnx", Scheme(bits=4))
+        assert small(images).isfinite().all()

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 import students
 from compress import Export, OnnxModel, Quantize
@@ -308,3 +309,48 @@ def test_an_operator_without_a_gradient_is_refused_and_nothing_is_written(settin
     with pytest.raises(InputError, match=r"quantize\.mode: qat: there is no gradient here of (Mish|Softplus)"):
         Quantize("qat")(exported, settings(folder=tmp_path / "stage"))
     assert not (tmp_path / "stage" / "model.onnx").exists()
+
+
+class Pools(nn.Module):
+    """Pools along one axis, or by an index of five dimensions."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat = flat
+        self.conv = nn.Conv1d(8, 4, 3, padding=1) if flat else nn.Conv2d(1, 4, 3, padding=1)
+        self.pool = nn.MaxPool1d(2) if flat else nn.AdaptiveAvgPool2d(3)
+        self.head = nn.Linear(16 if flat else 36, 10)
+
+    def forward(self, x):
+        return self.head(self.pool(self.conv(x[:, 0] if self.flat else x).relu()).flatten(1))
+
+
+def test_a_pool_of_one_dimension_is_named(settings, digits, tmp_path):
+    exported = Export().write(Pools(True).eval(), digits, tmp_path / "flat.onnx")
+    with pytest.raises(InputError, match=r"quantize\.mode: qat: there is no gradient here of MaxPool of 1 dimensions"):
+        Quantize("qat")(exported, settings())
+
+
+def test_an_index_of_five_dimensions_is_no_obstacle(settings, digits, tmp_path):
+    exported = Export().write(Pools(False).eval(), digits, tmp_path / "index.onnx")
+    made, _ = Quantize("qat", epochs=1)(exported, settings())
+    assert made(torch.rand(3, 1, 8, 8)).isfinite().all()
+
+
+class Divides(nn.Module):
+    """By what is small beside its range, which integers round to zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        small = torch.where(torch.arange(64) > 0, x * 0 + 1e-4, 1000.0 + x)
+        return self.head(x / small)
+
+
+def test_a_net_that_integers_ruin_is_refused(settings, digits, tmp_path):
+    exported = Export().write(Divides().eval(), digits, tmp_path / "divides.onnx")
+    with pytest.raises(InputError, match=r"quantize\.mode: qat: in integers it gives NaN"):
+        Quantize("qat")(exported, settings())

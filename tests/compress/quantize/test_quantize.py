@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from compress import OnnxModel, Quantize, load_artefact
+from compress import Export, OnnxModel, Quantize, load_artefact
 from compress.export import convert
 from compress.onnx_model import write
 from compress.quantize.integer import Ready
@@ -194,3 +196,37 @@ def test_what_cannot_be_quantised_is_refused_and_nothing_written(exported, conte
     with pytest.raises(InputError, match=r"images: \(1, 8, 8\): wide.onnx takes \(3, 8, 8\)"):
         Quantize()(wide, context(folder=folder))
     assert not folder.exists()
+
+
+def test_auto_goes_on_where_a_mask_is_infinite(context, digits, tmp_path):
+    class Masks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.flatten(1)
+            return self.head(x.masked_fill(torch.arange(64) > 40, -torch.inf).softmax(1) * 64)
+
+    exported = Export().write(Masks().eval(), digits, tmp_path / "float.onnx")
+    _, report = Quantize(within=100)(exported, context())
+    assert set(report.details["candidates"]) == {"float", "dynamic"}
+    assert any(re.match("no static int8 file: .* is infinite or NaN", note) for note in report.notes)
+    with pytest.raises(InputError, match="is infinite or NaN"):
+        Quantize("static")(exported, context())
+
+
+def test_weights_that_keep_eight_bits_are_told(context, digits, tmp_path):
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.mix(self.mix(x.flatten(1)).relu()))
+
+    exported = Export().write(Twice().eval(), digits, tmp_path / "float.onnx")
+    for bits, told in ((4, 1), (8, 0)):
+        _, report = Quantize("static", bits=bits)(exported, context())
+        notes = [note for note in report.notes if note.startswith("weights of 8 bits all the same: ")]
+        assert len(notes) == told

@@ -183,3 +183,22 @@ def test_few_integers_leave_the_least_error_of_all_steps(per_channel):
         )
         assert ours <= 1.01 * min(others)
         assert step < 0.9 * group.abs().max() / 3
+
+
+def test_of_eight_bits_the_largest_weight_is_never_clipped():
+    rows = torch.randn(6, 4000, generator=torch.Generator().manual_seed(0))
+    rows[:, 0] = 100.0  # the squared error would rather lose it
+    step = steps(rows, Scheme(reduce_range=False))
+    assert (step * 127 >= 99.9).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_learned_rounding_ends_where_most_inputs_are_dead(seed):
+    """Nothing is gained by turning a weight that meets zeros, and rounding must not make it seem so."""
+    draws = torch.Generator().manual_seed(seed)
+    x = torch.relu(torch.randn(1, 512, generator=draws))
+    rows = torch.randn(256, 512, generator=draws)
+    moments = (x.T @ x)[None]
+    step = steps(rows, Scheme(bits=4))
+    found = learned(rows, step, 7, moments)
+    assert (found - (rows / step).clamp(-7, 7)).abs().max() <= 1
