@@ -103,7 +103,9 @@ class LowRank:
             return made.eval(), kept | {"layers": told, "degenerate": refused, "left": left}
 
         if self.by == "latency":
-            made, details = self._timed(factorised, time_share(model, shape, self.runtime))
+            whole = dict.fromkeys((f"kept_{by}" for by in (*KINDS, self.by)), 1.0)
+            unchanged = copy.deepcopy(model).eval(), whole | {"layers": {}, "degenerate": [], "left": left}
+            made, details = self._timed(factorised, time_share(model, shape, self.runtime), unchanged)
         else:
             made, details = factorised(self.target)
         notes = self._notes(details[f"kept_{self.by}"], details)
@@ -114,12 +116,11 @@ class LowRank:
             notes += (f"Exported, {deployed:.0%} of the {counted.by} are kept: {why}.",)
         return made, Report("lowrank", notes, details)
 
-    def _timed(self, factorised: Callable[[float], Made], time: Callable[[nn.Module], float]) -> Made:
-        """Of the nets at a few shares of the multiply-accumulates, and the one as it is, that whose time is nearest to
+    def _timed(self, factorised: Callable[[float], Made], time: Callable[[nn.Module], float], unchanged: Made) -> Made:
+        """Of the nets at a few shares of the multiply-accumulates, and the unchanged one, that whose time is nearest to
         the target."""
         low, high = 0.0, 1.0
-        made, details = factorised(1.0)
-        tried: list[Made] = [(made, details | {"kept_latency": 1.0})]
+        tried = [unchanged]
         miss = lambda made: abs(made[1]["kept_latency"] - self.target)  # noqa: E731
         while len(tried) <= _TRIES and miss(tried[-1]) > TOLERANCE / 3:
             middle = (low + high) / 2

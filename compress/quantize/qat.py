@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Source = Literal["float", "teacher", "reference"]
 _INT32 = 2.0**31 - 1
+_SHOWN = 32  # images at a time: bounds the memory of activations
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def trained(
     student = FakeQuantized(static, teacher.constants(), most)
     untrained = student.coded()
     with inference(student):
-        if not student(context.images()).isfinite().all():
+        if not all(student(some).isfinite().all() for some in context.images().split(_SHOWN)):
             told = "in integers it gives NaN or infinite logits, as where they round a divisor to zero"
             raise InputError("quantize.mode", "qat", told)
     before = evaluate(student, data.evaluation("val")).top1
