@@ -48,6 +48,7 @@ def image_folder(root, classes=("a", "b"), count=10):
 
 
 ROUNDS = "[{class_path: compress.Repeat, init_args: {rounds: %d, stages: [%s]}}]"
+NULL = "[{class_path: compress.LowRank, init_args: {%s}}]"
 WORDS = [
     ("pipeline", ["--data.source", "no/such-data"], ["data.source", "no/such-data"]),
     ("pipeline", ["--data.sauce", "digits"], ["data.sauce"]),
@@ -93,6 +94,8 @@ WORDS = [
     ("distill", ["--student.name", "tv_squeezenet1_1"], ["image_size", "8"]),
     ("distill", ["--student.name", "tv_resnet18", "--student.width", "0.5"], ["width", "0.5"]),
     ("compress", ["--model", "nowhere"], ["model", "nowhere"]),
+    ("compress", ["--model", "x", "--stages", NULL % "target: null"], ["lowrank.target", "null"]),
+    ("compress", ["--model", "x", "--stages", NULL % "method: null"], ["lowrank.method", "null"]),
     ("evaluate", ["--model", "nowhere"], ["nowhere"]),
     ("evaluate", ["--model", "nowhere.onnx"], ["nowhere.onnx"]),
     ("report", ["--out", "nowhere"], ["out", "nowhere"]),

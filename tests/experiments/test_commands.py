@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
 
 import students
+from compress import TorchExport, coded_model
 from experiments import cli, compare_methods, compress, distill, evaluate, publish, report, search, train_teacher
 from experiments.steps import chain
+from kd.data import DataConfig, load
+from kd.errors import InputError
 from search import SearchConfig
 from students import Blueprint
 
@@ -107,3 +111,13 @@ def test_a_teacher_of_another_resolution_and_of_colour_is_measured_as_it_sees_th
     students.save(small, tmp_path / "small")
     at_8 = json.loads(run("evaluate", evaluate.EvaluateConfig, evaluate.main, "--model", "small", *SHORT))
     assert row["macs"] == told["macs"] == pytest.approx(4 * at_8["macs"], rel=0.01)
+
+
+def test_stages_start_from_a_coded_file_and_from_no_other(tmp_path):
+    model = students.create("cifar_resnet8", num_classes=10, in_chans=1, image_size=8, width=0.25)
+    coded_model.write(model, tmp_path / "small.coded")
+    found = compress.opened(tmp_path / "small.coded")
+    assert all(torch.equal(value, found.net.state_dict()[name]) for name, value in model.net.state_dict().items())
+    file = TorchExport().write(model, load(DataConfig(train_size=64)), tmp_path / "small.pt2")
+    with pytest.raises(InputError, match=r"small\.pt2: is a file that runs: stages start from"):
+        compress.opened(file.path)
