@@ -95,7 +95,7 @@ def run(command: str, config_type: type[Config], main: Main[Config], argv: Seque
     try:
         made = parser(command, config_type)
         parsed = made.parse_args(_recipe_first(sys.argv[1:] if argv is None else argv))
-        _no_null(parsed)
+        _no_null(parsed.as_dict())
         resolved = made.dump(Namespace({k: v for k, v in vars(parsed).items() if k != "config"}), skip_validation=True)
         values = vars(made.instantiate(parsed))
         values.pop("config", None)
@@ -117,21 +117,15 @@ def run(command: str, config_type: type[Config], main: Main[Config], argv: Seque
 
 def _no_null(given: Any) -> None:
     """Raise InputError for null where a class that is named by its path takes none: the parser lets it pass there."""
-    if isinstance(given, (list, tuple)):
-        for each in given:
-            _no_null(each)
-    if not isinstance(given, (dict, Namespace)):
-        return
-    values = vars(given) if isinstance(given, Namespace) else given
-    if "class_path" in values:
-        kind = pydoc.locate(values["class_path"])
+    if isinstance(given, dict) and "class_path" in given:
+        kind = pydoc.locate(given["class_path"])
         known = signature(kind).parameters if callable(kind) else {}
-        settings = values.get("init_args") or {}
-        for name, value in (vars(settings) if isinstance(settings, Namespace) else settings).items():
+        for name, value in (given.get("init_args") or {}).items():
             if value is None and name in known and "None" not in str(known[name].annotation):
-                raise InputError(f"{values['class_path'].rpartition('.')[2].lower()}.{name}", "null", "leave it out")
-    for value in values.values():
-        _no_null(value)
+                raise InputError(f"{given['class_path'].rpartition('.')[2].lower()}.{name}", "null", "leave it out")
+    if isinstance(given, (dict, list, tuple)):
+        for each in given.values() if isinstance(given, dict) else given:
+            _no_null(each)
 
 
 def _recipe_first(argv: Sequence[str]) -> list[str]:

@@ -38,14 +38,13 @@ from experiments.sweep import (
     check,
     examined,
     failures,
+    finished_rows,
     hold,
-    known,
     number,
     verdict,
     words,
 )
 from experiments.untrained import context, enliven, images, noise
-from kd.checkpoint import load_json
 from kd.errors import InputError
 from kd.evaluate import inference
 from students import Blueprint, zoo
@@ -191,10 +190,7 @@ HEAD = (
 
 def page(out: str, names: Sequence[str]) -> str:
     """docs/deploy.md, of the rows that there are."""
-    path = SweepConfig(out).path
-    found = {
-        way: {name: load_json(path(way, name)) for name in names if known(path(way, name))} for way in (WHOLE, LOW)
-    }
+    found = {way: finished_rows(out, way, names) for way in (WHOLE, LOW)}
     whole, low = (list(rows.values()) for rows in found.values())
     lines = [_cells(name, *(found[way].get(name, {}) for way in (WHOLE, LOW))) for name in names]
     counts = [f"**{sum(not _failed(row, 'export') for row in whole)} of {len(names)} families export right**"]

@@ -44,15 +44,14 @@ from experiments.sweep import (
     distance,
     examined,
     failures,
+    finished_rows,
     hold,
-    known,
     last,
     number,
     verdict,
     words,
 )
 from experiments.untrained import enliven, images, noise
-from kd.checkpoint import load_json
 from kd.console import say
 from kd.errors import InputError
 from kd.evaluate import inference
@@ -335,8 +334,7 @@ HEAD = (
 
 def page(out: str, names: Sequence[str]) -> str:
     """docs/pruning.md, of the rows that there are."""
-    path = SweepConfig(out).path
-    found = {way: {name: load_json(path(way, name)) for name in names if known(path(way, name))} for way in PRUNE}
+    found = {way: finished_rows(out, way, names) for way in PRUNE}
     rows = {way: list(known.values()) for way, known in found.items()}
     lines = [_cells(name, *(found[way].get(name, {}) for way in (OURS, THEIRS))) for name in names]
     told = [_PREFACE, *_totals(rows, len(names)), table(HEAD, lines)]

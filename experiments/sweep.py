@@ -87,7 +87,12 @@ def check(row: Row, what: str, work: Callable[[], None], tell: Tell) -> None:
 
 def sweep(config: SweepConfig, alone: Callable[[str, str, str, float], Row]) -> None:
     """Every model in every way that was not finished before, one after the other, each by `alone`."""
-    todo = [(name, way) for way in config.ways for name in config.models or NAMES if not known(config.path(way, name))]
+    todo = [
+        (name, way)
+        for way in config.ways
+        for name in config.models or NAMES
+        if finished(config.path(way, name)) is None
+    ]
     for number, (name, way) in enumerate(todo, 1):
         row = alone(name, way, config.out, config.limit)
         failed = "; ".join(f"{what}: {why}" for what, why in row["failed"].items())
@@ -143,9 +148,16 @@ def one(path: Path, examine: Callable[[Tell], Row]) -> Row:
     return row
 
 
-def known(path: Path) -> bool:
-    """Whether the row is finished."""
-    return path.exists() and "doing" not in load_json(path)
+def finished(path: Path) -> Row | None:
+    """The row, where it is."""
+    row = load_json(path) if path.exists() else {"doing": "start"}
+    return None if "doing" in row else row
+
+
+def finished_rows(out: str, way: str, names: Iterable[str]) -> dict[str, Row]:
+    """By name, of those that are."""
+    found = {name: finished(SweepConfig(out).path(way, name)) for name in names}
+    return {name: row for name, row in found.items() if row is not None}
 
 
 def last(text: str) -> str:
